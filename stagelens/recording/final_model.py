@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from stagelens.contracts import RecordingWarning
+from stagelens.runs.shards import own_part, put_back
 from stagelens.runs.states import model_tensors
 
 _CLOSE = 1e-9
@@ -84,7 +85,9 @@ def superseded(path: Path) -> None:
 def _sums(model: nn.Module) -> dict[str, tuple[torch.dtype, tuple[float, float]]]:
     """Dtype, sum and sum of squares of every parameter and buffer of floating-point numbers."""
     found = {}
-    for name, tensor in model_tensors(model).items():
+    put_back(model)
+    for name, whole in model_tensors(model).items():
+        tensor = own_part(whole)
         if tensor.is_floating_point() and tensor.device.type != "meta":
             # Reduced in float64 without a copy in float64, which may not fit beside the model.
             norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stagelens.runs.shards import is_shared_out, own_part
+
 _ALL_EVERY = 16
 """A sampled fingerprint reads all values once in this many times."""
 _AT_FIRST, _THEN_EVERY = 64, 4
@@ -130,8 +132,14 @@ class SampledFingerprint(Fingerprint):
 
     def __init__(self, model: nn.Module) -> None:
         named = model.named_parameters()
-        floating = {name: p for name, p in named if p.is_floating_point() and p.numel()}
-        super().__init__(lambda: floating)
+        # Of one that is shared out over processes, each looks at its own part.
+        floating = {n: p for n, p in named if p.is_floating_point() and own_part(p).numel()}
+        shared = any(map(is_shared_out, floating.values()))
+        super().__init__(
+            (lambda: {name: own_part(p) for name, p in floating.items()})
+            if shared
+            else (lambda: floating)
+        )
         self._parameters = list(floating.values())
         self._taken = 0
         self._samplers: list[Sampler] = []
@@ -139,7 +147,7 @@ class SampledFingerprint(Fingerprint):
         self._sampled: list[tuple[float, ...]] = []
         self._versions: list[int] = []
         # Otherwise reshape(-1) makes a copy, which does not show later changes.
-        self._always_all = not (self.in_numpy and all(p.is_contiguous() for p in self._parameters))
+        self._always_all = not (self.in_numpy and all(p.is_contiguous() for p in self._own()))
 
     def take(self) -> None:
         """Remember the parameters as they are now."""
@@ -164,7 +172,7 @@ class SampledFingerprint(Fingerprint):
         written = self._versions != list(map(_VERSION, self._parameters))
         if not written and self._taken > _AT_FIRST and self._taken % _THEN_EVERY:
             return None
-        moved = [parameter.data_ptr() for parameter in self._parameters] != self._addresses
+        moved = [parameter.data_ptr() for parameter in self._own()] != self._addresses
         # After ``p.data = ...`` the views still show the old memory.
         if moved:
             self._look_at_memory()
@@ -172,6 +180,9 @@ class SampledFingerprint(Fingerprint):
         if moved or written:
             self._always_all = True
         return found
+
+    def _own(self) -> list[Tensor]:
+        return [*self._named().values()]
 
     def _look_at_memory(self) -> None:
         arrays = self._own_memory()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stagelens.runs.optimizer_set import AnyOptimizer, members
+from stagelens.runs.shards import own_part
 
 _VERSION = attrgetter("_version")
 _COPY_EVERY = 8
@@ -42,7 +43,7 @@ class OptimizerStateWatch:
         if self._taken % _COPY_EVERY == 0 and (states := [*self._states()]):
             state = states[(self._taken // _COPY_EVERY) % len(states)]
             # Only plain ones: those of other classes need not be comparable.
-            tensors = [value for value in state.values() if type(value) is Tensor]
+            tensors = [part for v in state.values() if type(part := own_part(v)) is Tensor]
             self._copied = [(tensor, tensor.clone()) for tensor in tensors]
         self._taken += 1
 

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from stagelens.contracts import RecordingError, RunError
 
+from .shards import is_shared_out
+
 GROUP = "group "
 """Begins the names of what belongs to the parameter's group."""
 
@@ -46,7 +48,8 @@ def as_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for key, value in values.items():
-        if type(value) is Tensor or type(value) is torch.nn.Parameter:
+        plain = type(value) is Tensor or type(value) is torch.nn.Parameter
+        if plain or is_shared_out(value):
             found[key] = value
         elif value is not None:
             found.update(_as_tensors(key, value))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stagelens.contracts import RunError
@@ -14,14 +14,33 @@ from .checked_files import CheckedFiles
 from .files import write_file
 from .schema import FileRef, HeldBefore, StateRef
 from .states import OptimizerState, TrainingState, Weights, same_values
-from .streaming import Gathered, MappedTensors, Streamed, read_header
+from .streaming import (
+    Gathered,
+    MappedTensors,
+    Streamed,
+    TemporaryTensors,
+    facts_of,
+    flat_blocks,
+    in_order,
+    read_header,
+    write_tensors,
+)
 
 
 def save_tensors(root: Path, relative: str, tensors: Mapping[str, Tensor]) -> FileRef:
-    """Write named tensors as safetensors, atomically; the JSON file that names them comes next."""
-    # safetensors refuses tensors that are not contiguous.
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return write_file(root, relative, lambda path: save_file(contiguous, path), sync_folder=False)
+    """Write named tensors as safetensors, atomically; the JSON file that names them comes next.
+
+    They are written in blocks, but for a file that was made for them alone, which is moved.
+    """
+
+    def write(path: Path) -> None:
+        if isinstance(tensors, TemporaryTensors):
+            tensors.move(path)
+            return
+        with open(path, "wb") as file:
+            write_tensors(file, in_order(tensors), partial(flat_blocks, tensors), {})
+
+    return write_file(root, relative, write, sync_folder=False)
 
 
 def save_state(
@@ -67,10 +86,13 @@ def _write(
 ) -> tuple[FileRef, list[HeldBefore]]:
     """The file of what others do not hold; of the whole model, where that is hardly more."""
     known = {name for held in before for name in held.tensors}
-    rest = {name: tensor for name, tensor in model.items() if name not in known}
-    left = sum(tensor.nbytes for tensor in rest.values())
-    if left > _MOSTLY * sum(tensor.nbytes for tensor in model.values()):
-        rest, before = dict(model), []  # a file that says all is worth a tenth more
+    sizes = {name: facts_of(model, name).bytes for name in model}
+    left = sum(size for name, size in sizes.items() if name not in known)
+    if left > _MOSTLY * sum(sizes.values()):
+        return save_tensors(root, relative, model), []  # a file that says all is worth a tenth more
+    rest: Weights = {name: model[name] for name in model if name not in known}
+    if isinstance(model, MappedTensors):
+        rest = Gathered({name: (model, name) for name in rest})
     return save_tensors(root, relative, rest), before
 
 
@@ -111,11 +133,18 @@ def load_state(files: CheckedFiles, reference: StateRef) -> TrainingState:
     """
     optimizer: OptimizerState = {}
     if reference.optimizer is not None:
-        for flat, tensor in MappedTensors(files.path(reference.optimizer)).items():
-            # From the right: names of parameters may hold a slash, the optimiser's keys do not.
-            name, _, key = flat.rpartition("/")
-            optimizer.setdefault(name, {})[key] = tensor
+        optimizer = nested(MappedTensors(files.path(reference.optimizer)))
     return TrainingState(load_model(files, reference), optimizer)
+
+
+def nested(flat: Mapping[str, Tensor]) -> OptimizerState:
+    """An optimiser's state by parameter, of tensors that are named ``PARAMETER/KEY``."""
+    optimizer: OptimizerState = {}
+    for place, tensor in flat.items():
+        # From the right: names of parameters may hold a slash, the optimiser's keys do not.
+        name, _, key = place.rpartition("/")
+        optimizer.setdefault(name, {})[key] = tensor
+    return optimizer
 
 
 def load_model(files: CheckedFiles, reference: StateRef) -> Streamed:

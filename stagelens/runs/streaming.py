@@ -149,6 +149,15 @@ def facts_of(weights: Mapping[str, Tensor], name: str) -> TensorFacts:
     return TensorFacts(tensor.dtype, tuple(tensor.shape))
 
 
+def in_order(weights: Mapping[str, Tensor]) -> dict[str, TensorFacts]:
+    """What tensors are, in the order in which they are written: each begins where it can be read.
+
+    That is at a multiple of its numbers' size, as those of larger numbers come first.
+    """
+    facts = {name: facts_of(weights, name) for name in weights}
+    return dict(sorted(facts.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+
+
 class MappedTensors(Streamed):
     """The tensors of a safetensors file, read when they are used.
 
@@ -223,6 +232,19 @@ class MappedTensors(Streamed):
         )
 
 
+class TemporaryTensors(MappedTensors):
+    """The tensors of a file that is deleted with this object, unless it was given another place."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        weakref.finalize(self, path.unlink, missing_ok=True)
+
+    def move(self, path: Path) -> None:
+        """Keep the file, under another name of the same file system."""
+        os.replace(self.path, path)
+        self.path = path
+
+
 class Gathered(Streamed):
     """Tensors of several files, by names of one's own.
 
@@ -295,5 +317,6 @@ def write_tensors(
                 raise ValueError(f"{name} is {facts.dtype}, but a piece of it is {block.dtype}")
             # As bytes, because numpy has no bfloat16; flat first, for scalars.
             written += file.write(block.contiguous().view(-1).view(torch.uint8).numpy().data)
+            del block  # before the next one is made
         if written != facts.bytes:
             raise ValueError(f"{name} takes {facts.bytes} bytes, but its pieces have {written}")

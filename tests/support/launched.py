@@ -22,6 +22,7 @@ CONTEXT.set_forkserver_preload(
         "pytest",
         "torch._dynamo",  # by the first optimiser that is made
         "accelerate",
+        "torch.distributed.fsdp",
         "stagelens.cli",
         "stagelens.trust.verification",
         "stagelens.recording.recorder",

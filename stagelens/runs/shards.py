@@ -1,0 +1,51 @@
+"""Parameters that are shared out over processes, as ``fully_shard`` of torch does.
+
+Each process holds a part of every parameter, of its gradient and of the optimiser's state for it,
+as a ``DTensor``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def is_shared_out(tensor: Any) -> bool:
+    """Whether this process holds a part of a tensor."""
+    # Not imported for models of one process: nothing can be one before it is.
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(tensor, distributed.DTensor)
+
+
+def own_part(tensor: Any) -> Any:
+    """What this process holds of a tensor, in the same memory; anything else as it is."""
+    if not is_shared_out(tensor):
+        return tensor
+    with torch.no_grad():  # with gradients it would be another tensor
+        return tensor.to_local()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether any of a module's parameters is shared out over processes, as a rule or now."""
+    return any(map(is_shared_out, model.parameters())) or any(_sharding(model))
+
+
+def put_back(model: nn.Module) -> None:
+    """Let a sharded module's parameters be its parts again.
+
+    After a forward pass without a backward one, as of an evaluation, whole ones stand in for those
+    of its outermost group, in the precision of the pass.
+    """
+    for module in _sharding(model):
+        module.reshard()
+
+
+def _sharding(model: nn.Module) -> Iterator[Any]:
+    """The modules that ``fully_shard`` was called with."""
+    distributed = sys.modules.get("torch.distributed.fsdp")
+    if distributed is not None:
+        yield from (m for m in model.modules() if isinstance(m, distributed.FSDPModule))
