@@ -38,13 +38,21 @@ TOKENIZER_FILES = (
 _MAKES_A_TOKENIZER = {"tokenizer.json", "vocab.json", "vocab.txt"} | {
     name for name in TOKENIZER_FILES if name.endswith(".model")
 }
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+"""Folders within that of a Trainer."""
+
 _LARGEST_JSON = 64 * 10**6
 CONFIG_BYTES = 8 * 10**6
 """What a configuration may take."""
 
 BINS = "pytorch_model*.bin"
 """Pickles of weights."""
+
+ZERO = "*/*model_states.pt"
+"""What DeepSpeed writes below a folder, of every process."""
+
+_FSDP = "pytorch_model_fsdp_*"
+"""Folders in a Trainer's, with a distributed checkpoint of torch each."""
 
 _POINTER = b"version https://git-lfs"
 
@@ -60,16 +68,9 @@ _NO_MODEL = (
         "save it as the model: from_pretrained(DIR, variant=...).save_pretrained(OTHER)",
     ),
     (
-        "global_step*",
-        "a checkpoint of DeepSpeed",
-        "gather it: python zero_to_fp32.py . OTHER --safe_serialization, and copy config.json and "
-        "the tokenizer there",
-    ),
-    (
-        "pytorch_model_fsdp*",
-        "a checkpoint of FSDP",
-        "gather it: accelerate merge-weights DIR/pytorch_model_fsdp_0 OTHER, and copy config.json "
-        "and the tokenizer there",
+        "pytorch_model_fsdp*_rank*",
+        "what one process of a sharded training saved for itself",
+        "save the model where it was trained, with use_dcp=True or as a whole",
     ),
     (
         "modules.json",
@@ -138,7 +139,7 @@ class Checkpoint:
     @property
     def step(self) -> int | None:
         """N of a folder ``checkpoint-N``."""
-        match = _CHECKPOINT.fullmatch(self.folder.resolve().name)
+        match = CHECKPOINT.fullmatch(self.folder.resolve().name)
         return int(match[1]) if match else None
 
     @property
@@ -211,6 +212,8 @@ def place_of(name: str, path: Path) -> Place:
             else "give the folder of a saved model, or the id of one on the hub (hf://OWNER/NAME)"
         )
         raise RunError(f"{name}: {given} is not a folder; {advice}")
+    if given.match(_FSDP) and distributed_folder(given) == given:
+        given = given.parent  # where what belongs to it lies
     folder, notes = given, []
     inside = _numbered(given)
     if not _has_weights(given) and inside:
@@ -263,7 +266,7 @@ def whole_checkpoint(place: Place, weights: Path) -> Checkpoint:
 
 def _numbered(folder: Path) -> list[Path]:
     """The ``checkpoint-N`` folders in a folder, sorted by N."""
-    found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
+    found = [(CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
     steps = [(int(match[1]), path) for match, path in found if match and path.is_dir()]
     return [path for _, path in sorted(steps)]
 
@@ -271,7 +274,20 @@ def _numbered(folder: Path) -> list[Path]:
 def _has_weights(folder: Path) -> bool:
     # Pickles count, so that they are refused by name instead of passed over for a checkpoint-N.
     pickles = (path for path in folder.glob("*.bin") if path.name != "training_args.bin")
-    return any(folder.glob("*.safetensors")) or any(pickles)
+    return any(folder.glob("*.safetensors")) or any(pickles) or is_sharded(folder)
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether a folder holds a model in parts, as a sharded training saves it."""
+    return distributed_folder(folder) is not None or any(folder.glob(ZERO))
+
+
+def distributed_folder(folder: Path) -> Path | None:
+    """The distributed checkpoint of a model that a folder is, or holds as a Trainer's does."""
+    for each in (folder, *sorted(folder.glob(_FSDP))):
+        if (each / ".metadata").is_file() and any(each.glob("*.distcp")):
+            return each
+    return None
 
 
 def _refuse_others(name: str, folder: Path) -> None:

@@ -26,11 +26,13 @@ from .checkpoints import (
     CONFIG_BYTES,
     Checkpoint,
     Place,
+    is_sharded,
     open_checkpoint,
     place_of,
     read_json_object,
     whole_checkpoint,
 )
+from .sharded import make_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER = "adapter_config.json"
+_WHOLE = ("model*.safetensors", BINS, "adapter_model*")
+"""What was made of the parts of a sharded training, or saved beside them."""
+
 _KEPT = ("generation_config.json",)
 T = TypeVar("T")
 
@@ -69,7 +74,9 @@ class Loader:
         """
         place = place_of(name, path)
         folder = place.folder
-        if (folder / ADAPTER).is_file() and not _plain(folder):
+        if is_sharded(folder) and not any(any(folder.glob(each)) for each in _WHOLE):
+            made = self._gathered(place, earlier)
+        elif (folder / ADAPTER).is_file() and not _plain(folder):
             made = self._adapted(place, earlier)
         elif (method := _quantised(folder)) is not None and (self.allow_bin or _plain(folder)):
             made = self._dequantised(place, method)
@@ -97,6 +104,11 @@ class Loader:
             model.resize_token_embeddings(rows)
         made = self._saved(place, model, note)
         return replace(made, address=checkpoint.address)
+
+    def _gathered(self, place: Place, earlier: Sequence[Checkpoint]) -> Checkpoint:
+        weights = self._new_folder()
+        notes = make_whole(place, weights, earlier, allow_bin=self.allow_bin)
+        return whole_checkpoint(replace(place, notes=[*place.notes, *notes]), weights)
 
     def _unpickled(self, place: Place) -> Checkpoint:
         dtype = _reading(place, lambda: _dtype_of_pickles(place.folder))
@@ -199,13 +211,16 @@ class Loader:
 
     def _saved(self, place: Place, model: PreTrainedModel, note: str) -> Checkpoint:
         """The model as it is in memory, as a checkpoint."""
-        weights = self.workshop / f"{len(list(self.workshop.iterdir())):02d}"
+        weights = self._new_folder()
         _reading(place, lambda: _save(model, weights))
         for name in _KEPT:
             if (file := place.folder / name).is_file():
                 (weights / name).write_bytes(file.read_bytes())
         notes = [*place.notes, *([f"{place.name}: {note}"] if note else [])]
         return whole_checkpoint(replace(place, notes=notes), weights)
+
+    def _new_folder(self) -> Path:
+        return self.workshop / f"{len(list(self.workshop.iterdir())):02d}"
 
 
 def _plain(folder: Path) -> bool:

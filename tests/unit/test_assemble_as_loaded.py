@@ -158,10 +158,6 @@ ODD: list[tuple[Callable[[Path], object], str]] = [
         lambda folder: (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors"),
         "but model-00001-of-00002.safetensors, a shard without model.safetensors.index.json",
     ),
-    (
-        lambda folder: (folder / WEIGHTS).rename(folder / "global_step12"),
-        "a checkpoint of DeepSpeed; gather it",
-    ),
 ]
 
 
