@@ -13,10 +13,10 @@ from stagelens.analyses.paths.answers import ENDS, LOST, Paths, ended, paths
 from stagelens.analyses.paths.chance import (
     MISFIT,
     Counted,
-    beyond_guessing,
     fits,
     flipped_by_end,
     lost_words,
+    without_lucky_guesses,
 )
 from stagelens.analyses.paths.stages import by_stage
 from stagelens.contracts import ACCURACY, BASE, StageLensError
@@ -120,14 +120,14 @@ def _each(found: Paths, answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _json(found: Paths, rows: pd.DataFrame) -> dict[str, object]:
-    counted = beyond_guessing(found)
+    counted = without_lucky_guesses(found)
     known = fits(counted)
 
     def row(one: Counted) -> dict[str, object]:
         return {
             "kind": one.kind,
             "count": one.count,
-            "beyond_guessing": one.beyond if known else None,
+            "without_lucky_guesses": one.corrected if known else None,
             "low": one.low if known and one.low == one.low else None,
             "high": one.high if known and one.high == one.high else None,
         }
@@ -147,9 +147,9 @@ def _json(found: Paths, rows: pd.DataFrame) -> dict[str, object]:
 def _print(found: Paths, rows: pd.DataFrame, set_name: str) -> None:
     counts = found.counts()
     printed = Table(title=f"Paths of {sum(counts.values()):,} examples of {set_name}")
-    for name in ("path", "examples", "beyond guessing", "95 %"):
+    for name in ("path", "examples", "without lucky guesses", "95 %"):
         printed.add_column(name, justify="left" if name == "path" else "right")
-    counted = beyond_guessing(found)
+    counted = without_lucky_guesses(found)
     known = fits(counted)
     by_end = flipped_by_end(found)
     rows_of = [each for one in counted for each in (by_end if one.kind == "flipped" else (one,))]

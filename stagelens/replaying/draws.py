@@ -127,8 +127,7 @@ class Drawn:
 def _drawn(task: Task, draw: Draw, stage: Stage, seen: int) -> Drawn:
     initial: Weights = {}
     if stage.index:
-        seed = int(draw.random(stage, INITIAL).integers(2**62))
-        initial = drawn_values(task, stage, seed).values
+        initial = drawn_values(task, stage, _initial_seed(draw, stage)).values
     return Drawn(order_of(draw, stage, seen), initial)
 
 
@@ -254,10 +253,12 @@ def _coalitions(
 
 def _base(run: Run, draw: Draw) -> TrainingState:
     """Where a draw begins: other new weights where the recorded run began with new ones."""
-    first = run.stages[0]
-    seed = int(draw.random(first, INITIAL).integers(2**62))
-    drawn = drawn_base(run.task, first, seed)
-    return first.start() if drawn is None else TrainingState(drawn)
+    drawn = drawn_base(run.task, run.stages[0], _initial_seed(draw, run.stages[0]))
+    return run.stages[0].start() if drawn is None else TrainingState(drawn)
+
+
+def _initial_seed(draw: Draw, stage: Stage) -> int:
+    return int(draw.random(stage, INITIAL).integers(2**62))
 
 
 class _Course:
@@ -303,10 +304,13 @@ class _Course:
 def not_drawn(run: Run) -> list[str]:
     """What a draw keeps as recorded although a recipe may leave it to chance, in words."""
     kept = []
-    if drawn_base(run.task, run.stages[0], 0) is None:
+    # Of the first draw, by its own seeds: a small seed may be the one that the run began with, and
+    # the same weights again do not tell new ones from those that a model always begins with.
+    draw = Draw(0)
+    if drawn_base(run.task, run.stages[0], _initial_seed(draw, run.stages[0])) is None:
         kept.append("the weights that the first stage began from are those recorded")
     for stage in run.stages[1:]:
-        held: list[str] = drawn_values(run.task, stage, 0).kept
+        held: list[str] = drawn_values(run.task, stage, _initial_seed(draw, stage)).kept
         grown = [n for n in stage.facts.boundary.grown if n not in stage.facts.boundary.averaged]
         if names := [*held, *grown]:
             kept.append(

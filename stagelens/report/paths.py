@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from stagelens.analyses.paths.answers import paths
-from stagelens.analyses.paths.chance import MISFIT, beyond_guessing, fits, lost_words
+from stagelens.analyses.paths.chance import MISFIT, fits, lost_words, without_lucky_guesses
 from stagelens.charts.alluvial import MOST_BOUNDARIES, alluvial
 from stagelens.charts.style import EITHER
 from stagelens.contracts import ACCURACY, BASE
@@ -21,6 +21,9 @@ ABOUT = (
     "The answers after every boundary: learned (wrong, then right), forgotten (right, then wrong), "
     "or flipped: changed more than once."
 )
+
+ONE_PATH = "A dot counts one path alone, of several that can be of one kind."
+"""What numbers beside dots are, which differ from those of kinds."""
 
 
 def path_findings(
@@ -44,8 +47,8 @@ def path_findings(
     if found is None or len(found.boundaries) > MOST_BOUNDARIES:
         return []
     drawn = alluvial(found.counts(), found.boundaries, examples.kind, EITHER)
-    said = [drawn.alt, lost_words(found, examples.kind)]
-    said += [] if fits(beyond_guessing(found)) else [MISFIT]
+    said = [drawn.alt, ONE_PATH, lost_words(found, examples.kind)]
+    said += [] if fits(without_lucky_guesses(found)) else [MISFIT]
     made = chart(
         drawn,
         title="Answers from boundary to boundary",

@@ -200,7 +200,7 @@ def sentence(facts: DrawFacts, drawn: DrawnEffects) -> str:
         varied = ["batches drawn with replacement, as other data of the same kind would be"]
         if tells_chance(drawn.count):
             varied.append("the same ones in some draws, which shows what is chance alone")
-    varied.append("initial values and dropout drawn anew where there are such")
+    varied.append("new random numbers for initial values and dropout, if training used any")
     kept = f" As recorded: {'; '.join(facts.kept)}." if facts.kept else ""
     if drawn.kind == "recipe" and drawn.count >= FEWEST and not tells_chance(drawn.count):
         kept += (

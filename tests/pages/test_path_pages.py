@@ -45,7 +45,7 @@ def test_the_chart_has_every_example_on_its_path(open_page, demo: Path, codes: p
     points = [trace for trace in drawn["data"] if trace.get("mode") == "markers+text"]
     assert set(points[0]["customdata"]) <= set(codes)
     tables = [frame.value for frame in app.dataframe]
-    counted = next(t for t in tables if "beyond guessing" in t)
+    counted = next(t for t in tables if "without lucky guesses" in t)
     assert counted["images"].sum() == 894
     stages = next(t for t in tables if "seen after" in t)
     right = [codes.str[place].eq("R").sum() for place in (0, -1)]

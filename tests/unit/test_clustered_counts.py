@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import norm
 
 from stagelens.analyses.paths.answers import Paths, paths
-from stagelens.analyses.paths.chance import beyond_guessing, fits
+from stagelens.analyses.paths.chance import fits, without_lucky_guesses
 from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.share_table import READINGS, Shares, shares_of
 from stagelens.effects.groups import group_metrics
@@ -49,7 +49,7 @@ def answered(times: int, sources: np.ndarray | None) -> Paths:
 
 
 def of_paths(times: int, sources: np.ndarray | None) -> np.ndarray:
-    counted = beyond_guessing(answered(times, sources))
+    counted = without_lucky_guesses(answered(times, sources))
     return np.array([(one.high - one.low) / one.total for one in counted])
 
 
@@ -85,7 +85,7 @@ def test_of_one_source_alone_no_interval_is_known() -> None:
     one = np.zeros(N, dtype=int)
     assert all(each.interval is None for each in shares(1, one).means("share"))
     assert np.isnan(of_classes(1, one)).all()
-    counted = beyond_guessing(answered(1, one))
+    counted = without_lucky_guesses(answered(1, one))
     assert {each.interval_text() for each in counted} == {"not known"}
     assert fits(counted), "nothing contradicts guessing where no spread is known"
 

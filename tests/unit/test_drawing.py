@@ -168,7 +168,7 @@ def test_another_initialisation_than_the_tasks_is_found_by_its_values(tmp_path: 
 def test_a_run_that_began_with_a_new_model_begins_with_another_one(
     trained: bool, tmp_path: Path
 ) -> None:
-    torch.manual_seed(3)
+    torch.manual_seed(0)  # a usual seed, which must not be mistaken for weights without chance
     task = ImageClassification(CLASSES, SHAPE, model={"kind": "mlp", "hidden": [60]})
     model = task.build_model()
     if trained:

@@ -11,10 +11,10 @@ import pytest
 from stagelens.analyses.paths.answers import ENDS, KINDS, Paths, ended, kind_of, paths
 from stagelens.analyses.paths.chance import (
     _weights,
-    beyond_guessing,
     fits,
     flipped_by_end,
     lost_words,
+    without_lucky_guesses,
 )
 from stagelens.analyses.paths.stages import by_stage
 
@@ -68,14 +68,14 @@ def test_a_flipped_path_says_how_it_ends(code: str, name: str) -> None:
     assert ended(code) == name
 
 
-def test_flipped_ones_by_their_end_sum_to_all_flipped_also_beyond_guessing() -> None:
+def test_flipped_ones_by_their_end_sum_to_all_flipped_also_without_lucky_guesses() -> None:
     right = np.random.default_rng(1).integers(0, 2, (300, 4))
     found = made(right, choices=3)
-    (flipped,) = [one for one in beyond_guessing(found) if one.kind == "flipped"]
+    (flipped,) = [one for one in without_lucky_guesses(found) if one.kind == "flipped"]
     by_end = flipped_by_end(found)
     assert [one.kind for one in by_end] == list(ENDS)
     assert sum(one.count for one in by_end) == flipped.count
-    assert sum(one.beyond for one in by_end) == pytest.approx(flipped.beyond)
+    assert sum(one.corrected for one in by_end) == pytest.approx(flipped.corrected)
     # By hand: wrong, later right, and wrong in the end.
     lost = sum(
         any(not row[i] and row[j] for i in range(4) for j in range(i + 1, 4)) and not row[-1]
@@ -93,7 +93,7 @@ def test_what_is_forgotten_only_by_guessing_is_taken_out() -> None:
     counts = []
     for _ in range(200):
         found = flipped_by_end(made(known | (generator.random(known.shape) < 0.25)))[1]
-        counts.append(found.beyond)
+        counts.append(found.corrected)
         assert found.count > 60
     error = np.std(counts) / np.sqrt(len(counts))
     assert abs(np.mean(counts) - 40) < 4 * error
@@ -106,10 +106,10 @@ def test_counts_add_up_to_the_labelled_examples() -> None:
     found = made(right)
     assert sum(found.counts().values()) == 170 == found.known.sum()
     assert (found.codes[:30] == "").all() and (found.kinds[:30] == "").all()
-    kinds = beyond_guessing(found)
+    kinds = without_lucky_guesses(found)
     assert [one.kind for one in kinds] == list(KINDS)
     assert sum(one.count for one in kinds) == 170
-    assert sum(one.beyond for one in kinds) == pytest.approx(170)
+    assert sum(one.corrected for one in kinds) == pytest.approx(170)
 
 
 def test_answers_are_joined_with_labels_by_id() -> None:
@@ -163,7 +163,7 @@ def test_guessing_alone_is_neither_learned_nor_forgotten() -> None:
         known = np.zeros((400, 4), dtype=bool)
         known[:120, 2:] = True  # learned in the second of three stages
         guesses = generator.random(known.shape) < 0.25
-        found = {one.kind: one for one in beyond_guessing(made(known | guesses))}
+        found = {one.kind: one for one in without_lucky_guesses(made(known | guesses))}
         assert found["flipped"].count > 100  # what a plain count would tell
         assert fits(list(found.values()))
         assert all(0 <= number <= 400 for one in found.values() for number in one.shown())
@@ -176,10 +176,10 @@ def test_answers_that_stay_alike_without_being_known_are_not_corrected_for_guess
     """A guess that is kept for some boundaries is no guess of the model that is inverted."""
     generator = np.random.default_rng(7)
     kept = np.repeat(generator.random((400, 2)) < 0.25, 2, axis=1)
-    counted = beyond_guessing(made(kept))
+    counted = without_lucky_guesses(made(kept))
     assert min(one.high for one in counted) < 0  # fewer than none, and surely so
     assert not fits(counted)
-    assert fits(beyond_guessing(made(np.ones((5, 3), dtype=bool))))
+    assert fits(without_lucky_guesses(made(np.ones((5, 3), dtype=bool))))
 
 
 def test_what_is_seen_after_stages_adds_up_and_what_they_caused_stands_beside_it() -> None:

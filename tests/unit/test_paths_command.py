@@ -28,13 +28,13 @@ def test_totals_reconcile_with_the_answers(
     assert table["kind"].value_counts().to_dict() == {
         one["kind"]: one["count"] for one in found["kinds"] if one["count"]
     }
-    assert sum(one["beyond_guessing"] for one in found["kinds"]) == pytest.approx(count)
+    assert sum(one["without_lucky_guesses"] for one in found["kinds"]) == pytest.approx(count)
     (flipped,) = [one for one in found["kinds"] if one["kind"] == "flipped"]
     ends, lost = found["flipped_by_end"], found["learned_then_forgotten"]
-    for name in ("count", "beyond_guessing"):
+    for name in ("count", "without_lucky_guesses"):
         assert sum(one[name] for one in ends) == pytest.approx(flipped[name])
     assert lost["count"] == ends[1]["count"] == table["learned_then_forgotten"].sum() > 0
-    assert lost["low"] < lost["beyond_guessing"] < lost["high"]
+    assert lost["low"] < lost["without_lucky_guesses"] < lost["high"]
     assert {stage["trust"] for stage in found["stages"]} <= set(MARKS)
     right = [table["path"].str[place].eq("R").sum() for place in (0, -1)]
     assert sum(stage["seen_after"] for stage in found["stages"]) == right[1] - right[0]
@@ -57,7 +57,7 @@ def test_who_caused_it_is_told_with_its_trust_and_no_impossible_number_is_printe
     answer = command("paths", digits_run.path, "--set", "test")
     assert MISFIT in " ".join(answer.out.split()) and "trust" in answer.out
     found = json.loads(command("paths", digits_run.path, "--set", "test", "--json").out)
-    assert {one["beyond_guessing"] for one in found["kinds"]} == {None}
+    assert {one["without_lucky_guesses"] for one in found["kinds"]} == {None}
 
 
 def test_a_set_without_labels_is_told_so(

@@ -1,4 +1,4 @@
-"""How many examples were learned or forgotten beyond what guessing would give.
+"""How many examples would be learned or forgotten had no answer been right by luck.
 
 An example whose answer the model does not know is right by chance now and then, so it seems to be
 learned and forgotten from boundary to boundary. The model of guessing: at every boundary an example
@@ -43,26 +43,29 @@ class Counted:
     Attributes:
         kind: Of the paths: one of :data:`~.answers.KINDS`, or of :data:`~.answers.ENDS`.
         count: As observed.
-        beyond: Estimated number beyond guessing; may be below zero, where guessing alone would
-            give more than was observed. The numbers of all kinds sum to the number of examples.
+        corrected: Estimate of how many there would be had no answer been right by luck. Luck hides
+            paths (what was right by luck before it was learned seems always right) as well as
+            making them up, so it may be higher or lower than ``count``, and below zero where
+            guessing alone would give more than was observed. The numbers of all kinds sum to the
+            number of examples.
         low: Lower end of its interval (95 %), over how the examples, or their sources, were
             sampled; NaN where all share one source.
         high: Upper end.
-        error: Standard error of ``beyond``; NaN where all share one source.
+        error: Standard error of ``corrected``; NaN where all share one source.
         total: How many examples there are of all kinds.
     """
 
     kind: str
     count: int
-    beyond: float
+    corrected: float
     low: float
     high: float
     error: float
     total: int
 
     def shown(self) -> tuple[float, float, float]:
-        """``beyond``, ``low`` and ``high``, as far as there can be so many examples."""
-        least, most, own = 0.0, float(self.total), (self.beyond, self.low, self.high)
+        """``corrected``, ``low`` and ``high``, as far as there can be so many examples."""
+        least, most, own = 0.0, float(self.total), (self.corrected, self.low, self.high)
         return tuple(min(max(number, least), most) for number in own)  # type: ignore[return-value]
 
     def interval_text(self) -> str:
@@ -79,15 +82,16 @@ def fits(counted: Sequence[Counted]) -> bool:
     one source alone, nothing says how far is far.
 
     Args:
-        counted: From :func:`beyond_guessing`.
+        counted: From :func:`without_lucky_guesses`.
     """
     return not any(
-        one.beyond + _FAR * one.error < -1e-9 or one.beyond - _FAR * one.error > one.total + 1e-9
+        one.corrected + _FAR * one.error < -1e-9
+        or one.corrected - _FAR * one.error > one.total + 1e-9
         for one in counted
     )
 
 
-def beyond_guessing(paths: Paths) -> list[Counted]:
+def without_lucky_guesses(paths: Paths) -> list[Counted]:
     """The counts of all kinds of paths, as observed and corrected for guessing.
 
     Args:
@@ -122,23 +126,23 @@ def _counted(paths: Paths, names: Sequence[str], named: Callable[[str], str]) ->
     weights = np.array(
         [[_weights(code, guess, named).get(n, 0.0) for n in names] for code in counts]
     )
-    beyond_each = observed @ weights
+    corrected_each = observed @ weights
     taken = pd.Index(list(counts)).get_indexer(paths.codes[paths.known])
     clusters = None if paths.clusters is None else paths.clusters[paths.known]
     found = []
     for place, name in enumerate(names):
-        beyond, adds = float(beyond_each[place]), weights[taken, place]
+        corrected, adds = float(corrected_each[place]), weights[taken, place]
         own = sum(count for code, count in counts.items() if named(code) == name)
         spread = mean_spread(adds, clusters)
         if guess:
             reach = t_quantile(spread.freedom) * spread.error * total
             unseen = _UNSEEN * total / (spread.freedom + 1)  # of fewer sources, more
             half = math.hypot(reach, unseen) if math.isfinite(reach) else math.nan
-            ends = beyond - half, beyond + half
+            ends = corrected - half, corrected + half
         else:
             low, high = share_interval(adds, clusters)
             ends = low * total, high * total
-        found.append(Counted(name, own, beyond, *ends, spread.error * total, total))
+        found.append(Counted(name, own, corrected, *ends, spread.error * total, total))
     return found
 
 
@@ -176,7 +180,7 @@ def _weights(code: str, guess: float, named: Callable[[str], str] = kind_of) -> 
 
 
 def lost_words(paths: Paths, noun: str) -> str:
-    """How many were learned and then forgotten, as observed and beyond guessing.
+    """How many were learned and then forgotten, as observed and had no answer been lucky.
 
     Args:
         paths: Of a set's examples.
@@ -185,6 +189,9 @@ def lost_words(paths: Paths, noun: str) -> str:
     _, lost = flipped_by_end(paths)
     said = f"{LOST.capitalize()} (wrong, later right, wrong in the end): "
     said += count_text(lost.count, noun)
-    if fits(beyond_guessing(paths)):
-        said += f" (about {lost.shown()[0]:,.0f} beyond guessing, 95 %: {lost.interval_text()})"
+    if fits(without_lucky_guesses(paths)):
+        said += (
+            f"; had no answer been right by luck, an estimated {lost.shown()[0]:,.0f} (95 %: "
+            f"{lost.interval_text()})"
+        )
     return f"{said}."

@@ -10,14 +10,15 @@ import streamlit as st
 from stagelens.analyses.paths.answers import Paths
 from stagelens.analyses.paths.chance import (
     MISFIT,
-    beyond_guessing,
     fits,
     flipped_by_end,
     lost_words,
+    without_lucky_guesses,
 )
 from stagelens.charts.alluvial import MOST_BOUNDARIES, alluvial
 from stagelens.charts.style import EITHER
 from stagelens.contracts import ACCURACY
+from stagelens.report.paths import ONE_PATH
 from stagelens.report.provenance import RECORDED
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, state
@@ -67,7 +68,7 @@ def _paths(workspace: Workspace, effects: Effects, found: Paths, focus: Focus) -
     about = About(behaviour=ACCURACY.name, observed=RECORDED, filters=filters)
     if len(found.boundaries) <= MOST_BOUNDARIES:
         _chart(workspace, counts, found.boundaries, about, focus)
-    counted = beyond_guessing(found)
+    counted = without_lucky_guesses(found)
     known = fits(counted)
     # Flipped ones by how they end; the rows sum to all.
     kinds = [
@@ -82,21 +83,23 @@ def _paths(workspace: Workspace, effects: Effects, found: Paths, focus: Focus) -
         }
     )
     if known:
-        table["beyond guessing"] = [round(one.shown()[0]) for one in kinds]
+        table["without lucky guesses"] = [round(one.shown()[0]) for one in kinds]
         table["95 %"] = [one.interval_text() for one in kinds]
     components.table(
         table,
         "path-kinds",
         "How many examples took each kind of path"
-        + (", and how many beyond guessing." if known else "."),
+        + (", and an estimate of how many would have without lucky guesses." if known else "."),
         about,
         height="content",
         column_config={
-            "beyond guessing": st.column_config.NumberColumn(
-                "beyond guessing",
-                help="Were every answer that the model does not know one of "
-                f"{found.choices:,} at random, some would seem learned or forgotten by chance; "
-                "they are taken out.",
+            "without lucky guesses": st.column_config.NumberColumn(
+                "without lucky guesses",
+                help="An estimate of how many there would be had no answer been right by luck. An "
+                "answer that the model does not know is taken to be one of "
+                f"{found.choices:,} at random. Luck makes paths up and hides others (who was right "
+                "by luck before training seems always right), so this can be more than was "
+                "counted.",
             ),
             "95 %": st.column_config.TextColumn("95 %", help="Over the choice of examples."),
         },
@@ -137,8 +140,8 @@ def _chart(
     if picked in counts:
         components.go(components.EXAMPLES, **focus.query, path=path_loaders.option(picked))
     st.caption(
-        f"Click a dot to look at the {workspace.noun}s on its path. Its number counts that path "
-        "alone; the table below counts all paths of a kind, and the Examples page finds each one."
+        f"Click a dot to look at the {workspace.noun}s on its path. {ONE_PATH} The table below "
+        "counts all paths of a kind, and the Examples page finds each one."
     )
 
 
