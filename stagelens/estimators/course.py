@@ -79,18 +79,21 @@ def course(
 
 def _change_after(stage: Stage, final: Weights) -> tuple[float, float]:
     """Length of the change after a stage in lengths of its own, and the cosine between the two."""
+    from stagelens.runs.streaming import facts_of, side_by_side  # torch
+
     start, end = stage.start().model, stage.end().model
     own = after = common = 0.0
     # An assembled stage does not say what it trained; what it did not is no change.
     for name in stage.facts.trainable or list(end):
-        kept = name in start and name in final and start[name].shape == final[name].shape
-        if not kept or not end[name].is_floating_point():
+        if name not in start or name not in final:
             continue
-        ended = end[name].double()
-        mine = (ended - start[name].double()).flatten()
-        others = (final[name].double() - ended).flatten()
-        own, after = own + float(mine @ mine), after + float(others @ others)
-        common += float(mine @ others)
+        shapes = {facts_of(each, name).shape for each in (start, end, final)}
+        if len(shapes) > 1 or not facts_of(end, name).dtype.is_floating_point:
+            continue
+        for began, ended, last in side_by_side(name, start, end, final):
+            mine, others = ended.double() - began.double(), last.double() - ended.double()
+            own, after = own + float(mine @ mine), after + float(others @ others)
+            common += float(mine @ others)
     return math.sqrt(after / max(own, _TINY)), common / math.sqrt(max(own * after, _TINY))
 
 

@@ -35,6 +35,8 @@ def straightness(stage: Stage) -> float:
     steps have no such scale; for it this is 1 - the movement relative to the weights' own size,
     where 0.1 is much.
     """
+    from stagelens.runs.streaming import side_by_side  # torch
+
     start, end = stage.start().model, stage.end().model
     steps = stage.read_steps()
     # Learning rates only: no batch is read, and stages that kept none can be judged too.
@@ -43,11 +45,13 @@ def straightness(stage: Stage) -> float:
     for number, group in enumerate(stage.optimizer.groups):
         rates = math.fsum(float(record.groups[number]["lr"]) for record in facts)
         for name in set(group.parameters) & set(stage.facts.trainable):
-            change = end[name].double() - start[name].double()
-            moved += float(change.square().sum())
-            size += float(start[name].double().square().sum())
-            # So way is the square of sum(lr) sqrt(P), added up over groups.
-            way += rates**2 * int((change.abs() > _STILL * rates).sum())
+            for began, ended in side_by_side(name, start, end):
+                before = began.double()
+                change = ended.double() - before
+                moved += float(change.square().sum())
+                size += float(before.square().sum())
+                # So way is the square of sum(lr) sqrt(P), added up over groups.
+                way += rates**2 * int((change.abs() > _STILL * rates).sum())
     if stage.optimizer.name == "SGD":
         return 1 - math.sqrt(moved / size) if size else 0.0
     return math.sqrt(moved / way) if way else 1.0

@@ -51,12 +51,15 @@ def travelled(stage: Stage, without: Weights, factual: Weights, twin: Weights) -
         factual: The factual twin at its end.
         twin: The counterfactual twin at its end.
     """
+    from stagelens.runs.streaming import facts_of, side_by_side  # torch
+
     start, end = stage.start().model, stage.end().model
-    # Sums over parameters, one at a time: no second copy of the model is held.
+    # Sums over parameters, block by block: no second copy of the model is held.
     products = [
-        _products(*(each[name].double().flatten() for each in (start, end, without, factual, twin)))
+        _products(*(block.double() for block in blocks))
         for name in stage.facts.trainable
-        if end[name].is_floating_point()
+        if facts_of(end, name).dtype.is_floating_point
+        for blocks in side_by_side(name, start, end, without, factual, twin)
     ]
     moved, own, along, miss, before, after, common = _sums(products)
     return Travel(
@@ -77,20 +80,24 @@ def relative_error(stage: Stage, cheap: Weights, exact: Weights) -> float:
         cheap: Without an earlier stage, by cheap replay.
         exact: Without it, by replay.
     """
+    from stagelens.runs.streaming import facts_of, side_by_side  # torch
+
     recorded = stage.end().model
     miss = away = 0.0
     for name in stage.facts.trainable:
-        if recorded[name].is_floating_point():
-            true = exact[name].double()
-            miss += float((cheap[name].double() - true).square().sum())
-            away += float((recorded[name].double() - true).square().sum())
+        if not facts_of(recorded, name).dtype.is_floating_point:
+            continue
+        for block, other, known in side_by_side(name, cheap, exact, recorded):
+            true = other.double()
+            miss += float((block.double() - true).square().sum())
+            away += float((known.double() - true).square().sum())
     return _ratio(math.sqrt(miss), math.sqrt(away))
 
 
 def _products(
     start: Tensor, end: Tensor, without: Tensor, factual: Tensor, twin: Tensor
 ) -> tuple[float, ...]:
-    """Scalar products of one parameter's (P,) movements and differences; see :func:`travelled`."""
+    """Scalar products of (P,) movements and differences of parameters; see :func:`travelled`."""
     moved, own, miss = end - start, factual - start, factual - end
     before, after = start - without, factual - twin
     pairs = [

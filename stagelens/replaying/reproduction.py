@@ -17,9 +17,10 @@ from stagelens.runs.states import (
     Weights,
     difference_of,
     load_into,
-    same_tensor,
+    same_values,
 )
 from stagelens.runs.step_records import StepRecord
+from stagelens.runs.streaming import facts_of, side_by_side
 
 from .replay import StageReplay, fits, replay_stage, same_arithmetic, tolerance_of
 from .step import StepRules, loss_of, prepare
@@ -154,13 +155,14 @@ def distance(replayed: Weights, stage: Stage) -> tuple[float, float]:
     """
     recorded, start = stage.end().model, stage.start().model
     difference = change = largest = 0.0
-    for name, end in recorded.items():
-        if not end.is_floating_point():
+    for name in recorded:
+        if not facts_of(recorded, name).dtype.is_floating_point:
             continue
-        gap = difference_of(replayed[name], end)
-        largest = max(largest, float(gap.abs().max())) if gap.numel() else largest
-        difference += float(gap.square().sum())
-        change += float(difference_of(end, start[name]).square().sum())
+        for own, end, began in side_by_side(name, replayed, recorded, start):
+            gap = difference_of(own, end)
+            largest = max(largest, float(gap.abs().max())) if gap.numel() else largest
+            difference += float(gap.square().sum())
+            change += float(difference_of(end, began).square().sum())
     relative = 0.0 if difference == 0 else (difference / change) ** 0.5 if change else float("inf")
     return largest, relative
 
@@ -203,4 +205,4 @@ def _same_state(a: TrainingState, b: TrainingState) -> bool:
 
 
 def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(same_tensor(a[key], b[key]) for key in b)
+    return a.keys() == b.keys() and all(same_values(a, key, b, key) for key in b)

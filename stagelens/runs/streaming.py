@@ -141,6 +141,17 @@ def flat_blocks(weights: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
     return iter(weights[name].reshape(-1).split(BLOCK))
 
 
+def side_by_side(name: str, *weights: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """The values of one tensor in several models, block by block: a tuple of (n,), one of each.
+
+    What is summed over a tensor takes the memory of a few blocks in this way, whatever its size.
+
+    Raises:
+        ValueError: They are not of the same size.
+    """
+    return zip(*(flat_blocks(each, name) for each in weights), strict=True)
+
+
 def facts_of(weights: Mapping[str, Tensor], name: str) -> TensorFacts:
     """What a tensor is; one that is computed when it is read is not."""
     if isinstance(weights, Streamed):

@@ -109,7 +109,7 @@ class EditedWeights(Streamed):
             return self.final[name]
         if (stage := _whole(taken)) is not None:
             return self._without[stage][name]
-        return torch.cat(list(self.blocks(name))).view(self.final[name].shape)
+        return torch.cat(list(self.blocks(name))).view(self.facts(name).shape)
 
     def facts(self, name: str) -> TensorFacts:
         return facts_of(self.final, name)
@@ -130,7 +130,7 @@ class EditedWeights(Streamed):
     def _taken(self, name: str) -> dict[str, float]:
         """Which stages are taken out of a tensor, and how much of each."""
         # Integers, such as counts of batches, cannot be taken out in part.
-        if not self.final[name].is_floating_point():
+        if not self.facts(name).dtype.is_floating_point:
             return {}
         strengths = {s: self._edit.strength(s, self._layers[name]) for s in self._without}
         return {stage: strength for stage, strength in strengths.items() if strength}
