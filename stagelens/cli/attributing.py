@@ -43,12 +43,14 @@ from .options import (
     ProgressFile,
     RunFolder,
     SetOption,
+    ShardOption,
     SplitBatches,
     TaskOption,
     TimeOption,
     chosen_settings,
     opened_together,
     own_file,
+    sharing,
 )
 from .table_files import check_table_file, write_table
 from .terminal import Reporter, print_effects, print_verification, say
@@ -82,6 +84,7 @@ def attribute(
     device: DeviceOption = None,
     processes_wanted: ProcessesOption = None,
     split_batches: SplitBatches = False,
+    shard: ShardOption = None,
     ensemble: EnsembleOption = None,
     out: Annotated[
         Path | None,
@@ -109,7 +112,8 @@ def attribute(
         from stagelens.trust.verification import keep_agreements, trusted
 
         settings = chosen_settings(budget, exact_stages)
-        settings |= {"split_batches": True} if split_batches else {}
+        replaying = estimator in (None, REPLAY)
+        settings |= sharing(opened, split_batches, shard if replaying or shard else False)
         settings |= {"ensemble": ensemble} if ensemble is not None else {}
         computing.boundaries(opened, examples.name)
         if estimator is None or time is not None:
@@ -228,6 +232,7 @@ def verify(
     device: DeviceOption = None,
     processes_wanted: ProcessesOption = None,
     split_batches: SplitBatches = False,
+    shard: ShardOption = None,
     ensemble: EnsembleOption = None,
     progress: ProgressFile = None,
 ) -> None:
@@ -248,6 +253,7 @@ def verify(
         rows = verification.verify(
             *(opened, examples.name, wanted, report),
             *(stage or None, orders, split_batches, ensemble),
+            shard="shard" in sharing(opened, split_batches, shard),
         )
     if as_json:
         say(rows[list(verification.COLUMNS)].to_json(orient="records", indent=1))

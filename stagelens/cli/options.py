@@ -238,6 +238,14 @@ SplitBatches = Annotated[
         help="Processes share every batch of a replay, instead of whole counterfactuals.",
     ),
 ]
+ShardOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--shard/--no-shard",
+        help="Processes that a launcher started hold parts of the model in a replay (torch's "
+        "fully_shard), and replay each counterfactual together [where a stage was trained so].",
+    ),
+]
 EnsembleOption = Annotated[
     bool | None,
     typer.Option(
@@ -254,6 +262,16 @@ def chosen_settings(budget: float | None, exact_stages: int | None) -> dict[str,
     """Settings of an estimator, of those that the user gave."""
     given = {"budget": budget, EXACT: exact_stages}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def sharing(run: Run, split_batches: bool, shard: bool | None) -> dict[str, Any]:
+    """Settings of replay that say what the processes of a launcher share; those that are on."""
+    if shard is None:
+        layouts = [each.facts.parallel for each in run.stages]
+        recorded = any(one is not None and one.kind == "fsdp2" for one in layouts)
+        shard = recorded and not split_batches and processes.count() > 1
+    wanted = {"split_batches": split_batches, "shard": shard}
+    return {name: True for name, on in wanted.items() if on}
 
 
 def opened_with(path: str, task: str | None) -> Run:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stagelens.compute import processes
-from stagelens.contracts import Progress, ProgressCallback
+from stagelens.contracts import Progress, ProgressCallback, Refused
 from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.run import Run, Stage
 
@@ -16,6 +16,8 @@ from .protocol import Counterfactual, Estimator
 from .stage_trust import REPLAY, StageTrust
 
 if TYPE_CHECKING:
+    from stagelens.replaying.replay import Share
+
     from .replay_check import ReplayCheck
 
 
@@ -31,6 +33,8 @@ class Replay(Estimator):
         split_batches: Whether the processes of the job, where there are several, share every batch
             instead of whole counterfactuals. Sums of gradients are then rounded differently from
             the recording, which is measured like any other deviation.
+        shard: Whether each of these processes holds a part of the model, and they replay each
+            counterfactual together.
         ensemble: Whether all counterfactuals are replayed as one ensemble of networks, as far as
             these can be stacked: on a GPU quicker, never exact, and its deviation is measured. None
             for one by one, but content with what an ensemble gave before.
@@ -42,16 +46,25 @@ class Replay(Estimator):
     preference = 40
     helped = True
 
-    def __init__(self, split_batches: bool = False, ensemble: bool | None = False) -> None:
-        self.split = split_batches and processes.count() > 1
-        self.ensemble = False if self.split else ensemble
+    def __init__(
+        self,
+        split_batches: bool = False,
+        ensemble: bool | None = False,
+        shard: bool = False,
+    ) -> None:
+        if split_batches and shard:
+            raise Refused("--split-batches and --shard share work in two ways; give one of them")
+        self.share: Share = ""
+        if processes.count() > 1:
+            self.share = "batches" if split_batches else "model" if shard else ""
+        self.ensemble = False if self.share else ensemble
         # An ensemble is one piece of work.
         self.helped = not self.ensemble
 
     @property
     def in_step(self) -> bool:
-        """Whether every batch is split over the processes of the job."""
-        return self.split
+        """Whether the processes of the job share every batch, or the model."""
+        return bool(self.share)
 
     def accepts(self, trust: StageTrust) -> bool:
         """One of an ensemble only where these are not ruled out."""
@@ -99,7 +112,7 @@ class Replay(Estimator):
         checks: dict[str, ReplayCheck] = {}
         for stage in later:
             report = overall.part(done / work, (done + stage.steps) / work, "Checking replay: ")
-            checks[stage.name] = check_replay(run, stage, report, self.split)
+            checks[stage.name] = check_replay(run, stage, report, self.share)
             done += stage.steps
         for stage in stages:
             after = run.stages[stage.index + 1 :]
@@ -107,19 +120,28 @@ class Replay(Estimator):
             began = time.perf_counter()
             own_part = (done / work, (done + steps) / work)
             report = overall.part(*own_part, f"Replaying without {stage.name}: ")
-            replayed = replay_without(run, stage, report, split=self.split)
-            trust, repeats = trust_in_replay(stage.name, after, after, checks, self._shared())
+            replayed = replay_without(run, stage, report, share=self.share)
+            trust, repeats = trust_in_replay(stage.name, after, after, checks, self._shared(after))
             repeated = None
             if repeats:
                 report = overall.part(*own_part, f"Repeating with {stage.name}: ")
-                again = replay_later(run, stage, stage.end(), report, split=self.split)
+                again = replay_later(run, stage, stage.end(), report, share=self.share)
                 repeated = again.state.model
             done += steps
             trust = trust.model_copy(update={"seconds": time.perf_counter() - began})
             yield Counterfactual(stage.name, replayed.state.model, trust, repeated=repeated)
 
-    def _shared(self) -> str:
-        return f" (batches split over {processes.count()} processes)" if self.split else ""
+    def _shared(self, stages: Sequence[Stage]) -> str:
+        """A remark on how processes share the work; may be empty."""
+        from .replay_check import other_layouts
+
+        count = processes.count()
+        how = {
+            "": "",
+            "batches": f" (batches split over {count} processes)",
+            "model": f" (the model shared out over {count} processes)",
+        }[self.share]
+        return how + other_layouts([s for s in stages if s.facts.parallel], self.share)
 
 
 def trust_in_replay(

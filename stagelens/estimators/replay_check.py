@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from stagelens.compute import devices, processes
 from stagelens.contracts import ProgressCallback, Refused, RunError
-from stagelens.replaying.replay import threads_here
+from stagelens.replaying.replay import Share, threads_here
 from stagelens.replaying.reproduction import (
     Sampled,
     first_loss,
@@ -68,6 +68,18 @@ def other_library(stages: Sequence[Stage]) -> str:
     return ""
 
 
+def other_layouts(stages: Sequence[Stage], share: Share) -> str:
+    """That stages are not replayed by as many processes, or otherwise than trained; else empty."""
+    for stage in stages:
+        parallel, here = stage.facts.parallel, processes.count() if share else 1
+        then, kind = (1, "") if parallel is None else (parallel.count, parallel.kind)
+        if here != then or (then > 1 and (kind == "fsdp2") != (share == "model")):
+            how = ", with the model shared out," if kind == "fsdp2" else ""
+            whom = f"{then} processes" if then > 1 else "one process"
+            return f" (stage {stage.name!r} was trained by {whom}{how} and is replayed by {here})"
+    return ""
+
+
 def unchecked(stages: Sequence[Stage]) -> str:
     """That nothing of a stage was checked while it was recorded; else empty."""
     for stage in stages:
@@ -86,10 +98,11 @@ def _trl(stage: Stage) -> tuple[str, str]:
         return recorded, ""
 
 
-def _machine(stage: Stage, split: bool) -> str:
+def _machine(stage: Stage, share: Share) -> str:
     """Everything that arithmetic depends on: build, threads, processor, device and libraries."""
     used = devices.replaying(stage.environment.device)
-    shared = f", split over {processes.count()}" if split else ""
+    how = {"": "", "batches": ", split over {}", "model": ", shared out over {}"}[share]
+    shared = how.format(processes.count())
     trl = f", TRL {here}" if (here := _trl(stage)[1]) else ""
     return f"{devices.arithmetic(used)}, {threads_here(stage)} threads{shared}{trl}"
 
@@ -115,30 +128,30 @@ def check_together(run: Run, stages: Sequence[Stage], progress: ProgressCallback
 
 def stored_check(run: Run, stage: Stage) -> ReplayCheck | None:
     """What :func:`check_replay` found on such a machine; None where it has still to look."""
-    return _stored_check(check_path(run, "replay-check", stage.name, _machine(stage, False)))
+    return _stored_check(check_path(run, "replay-check", stage.name, _machine(stage, "")))
 
 
 def check_replay(
-    run: Run, stage: Stage, progress: ProgressCallback, split: bool = False
+    run: Run, stage: Stage, progress: ProgressCallback, share: Share = ""
 ) -> ReplayCheck:
     """Replay a stage as recorded and measure how far it is off; stored and reused.
 
     What is stored is not reused where it was measured with another loss of the user's than the one
     that is given now, as its first step shows.
     """
-    machine = _machine(stage, split)
+    machine = _machine(stage, share)
     path = check_path(run, "replay-check", stage.name, machine)
 
     def reusable() -> ReplayCheck | None:
         stored = _stored_check(path)
         return stored if stored is not None and _same_loss(run, stage, stored) else None
 
-    # With split batches all processes must replay or none, whichever of them sees the file.
-    stored = processes.by_main(reusable) if split else reusable()
+    # Where they share the work all processes must replay or none, whichever sees the file.
+    stored = processes.by_main(reusable) if share else reusable()
     if stored is not None:
         return stored
     used = devices.replaying(stage.environment.device)
-    deviation = measure_deviation(run.task, stage, progress, split)
+    deviation = measure_deviation(run.task, stage, progress, share)
     check = ReplayCheck(
         run_digest=run.digest,
         stage=stage.name,
@@ -147,7 +160,7 @@ def check_replay(
         and not other_threads([stage])
         and not stage.facts.kernels
         and not other_library([stage])
-        and not split,
+        and not other_layouts([stage], share),
         bitwise=deviation.bitwise,
         largest=deviation.largest,
         relative=deviation.relative,

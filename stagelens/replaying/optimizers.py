@@ -24,6 +24,7 @@ from stagelens.contracts import (
 )
 from stagelens.runs.optimizer_set import AnyOptimizer, as_one, members
 from stagelens.runs.schema import OptimizerFacts, OptimizerMember, ParameterGroup
+from stagelens.runs.shards import is_shared_out
 from stagelens.runs.states import rule_of
 
 from .overrides import set_overrides, state_overrides
@@ -222,7 +223,10 @@ def update_in_lists(optimizer: AnyOptimizer) -> None:
     once, which a large model has no room for.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    alike = all(p.is_cpu and p.dtype in (torch.float32, torch.float64) for p in parameters)
+    alike = all(
+        p.is_cpu and p.dtype in (torch.float32, torch.float64) and not is_shared_out(p)
+        for p in parameters
+    )
     if not alike or sum(p.numel() for p in parameters) > _SMALL:
         return
     for one in members(optimizer):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from stagelens.runs.step_records import StepRecord
 from .averaging import Averaging
 from .modes import call_all, called
 from .optimizers import build_optimizer, update_in_lists
+from .sharded_model import SharedModel, check_shardable, share_out
 from .shared_batches import SplitGradient
 from .step import OF_KERNELS, Stepper, StepRules, prepare, widest_eps
 from .training_loss import Passed, loss_of_stage
@@ -99,6 +101,10 @@ def check_replayable(stages: Sequence[Stage]) -> None:
         _ = stage.objective  # refused where it is not known
 
 
+Share = Literal["", "batches", "model"]
+"""What the processes of a job share in a replay: nothing, every batch, or the model, of which each
+holds a part."""
+
 _ROUNDING: Mapping[Precision, float] = {"float32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
 
@@ -147,7 +153,7 @@ class StageReplay:
         state: Where to start; by default where the recording started.
         passed: Where a counterfactual was at the boundaries up to the stage's start; by default
             all of them are as recorded.
-        split: Whether the processes of the job share every batch.
+        share: What the processes of the job share.
     """
 
     def __init__(
@@ -156,7 +162,7 @@ class StageReplay:
         stage: Stage,
         state: TrainingState | None = None,
         passed: Passed | None = None,
-        split: bool = False,
+        share: Share = "",
     ) -> None:
         self.task = task
         self.stage = stage
@@ -164,18 +170,30 @@ class StageReplay:
         self.rules = StepRules.of(facts)
         device = devices.replaying(stage.environment.device)
         state = stage.start() if state is None else state
-        self.model = task.build_model(facts.build_config)
-        load_into(self.model, state.model)
-        self.model.to(device)
-        prepare(self.model, self.rules)
+        if share == "model":
+            check_shardable(stage)
+            self.model = task.build_empty(facts.build_config)
+            prepare(self.model, self.rules)
+            share_out(self.model, stage, state.model, device)
+        else:
+            self.model = task.build_model(facts.build_config)
+            load_into(self.model, state.model)
+            self.model.to(device)
+            prepare(self.model, self.rules)
         parameters = dict(self.model.named_parameters())
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.optimizer = build_optimizer(stage.optimizer, parameters)
         load_optimizer(self.optimizer, self.names, state.optimizer)
         update_in_lists(self.optimizer)
-        shared = SplitGradient(task, self.model, stage.name) if split else None
+        self._shared: SplitGradient | SharedModel | None = None
+        if share:
+            self._shared = (
+                SharedModel(stage, self.model)
+                if share == "model"
+                else SplitGradient(task, self.model, stage.name)
+            )
         self._loss = loss_of_stage(task, stage, self.model, passed)
-        self._stepper = Stepper(self._loss, self.model, self.optimizer, self.rules, shared)
+        self._stepper = Stepper(self._loss, self.model, self.optimizer, self.rules, self._shared)
         self._tolerance = tolerance_of(self.rules, self.model)
         average = facts.average
         self._averaging = None if average is None else Averaging(average, self.model)
@@ -236,6 +254,8 @@ class StageReplay:
 
     def state(self) -> TrainingState:
         """A copy of the training state as it is now; after :meth:`run`, the stage's end."""
+        if isinstance(self._shared, SharedModel):
+            return self._shared.state(self.optimizer, self.names)
         state = capture(self.model, self.optimizer, self.names)
         if self._averaging is not None and self._ran:
             state.model = capture(self._averaging.model, None, {}).model
@@ -290,12 +310,12 @@ def replay_stage(
     state: TrainingState | None = None,
     progress: ProgressCallback = no_progress,
     order: Sequence[int] | None = None,
-    split: bool = False,
+    share: Share = "",
     passed: Passed | None = None,
 ) -> Replayed:
     """Replay one stage from ``state`` (by default its recorded start), in ``order`` if given.
 
-    With ``split``, the processes of the job share every batch. ``passed`` says where a
+    ``share`` says what the processes of the job share. ``passed`` says where a
     counterfactual was at earlier boundaries; its state at this one is ``state``.
     """
     check_replayable([stage])
@@ -303,7 +323,7 @@ def replay_stage(
     with same_arithmetic(stage):
         if state is not None:
             passed = (passed or Passed()).enter(stage, state.model)
-        replay = StageReplay(task, stage, state, passed, split)
+        replay = StageReplay(task, stage, state, passed, share)
         for number, record in enumerate(replay.run(order), 1):
             examples += sum(batch_size(micro.batch) for micro in record.batches or ())
             progress(number / stage.steps, f"stage {stage.name}, step {number} of {stage.steps}")
@@ -319,7 +339,7 @@ def replay_without(
     stage: Stage,
     progress: ProgressCallback = no_progress,
     orders: Orders | None = None,
-    split: bool = False,
+    share: Share = "",
 ) -> Replayed:
     """The training state at the end of the run as it would be without ``stage``.
 
@@ -331,12 +351,12 @@ def replay_without(
         stage: The stage that is left out.
         progress: Called for every step.
         orders: Another order of the later stages' batches, for the noise floor.
-        split: Whether the processes of the job share every batch.
+        share: What the processes of the job share.
 
     Raises:
         Refused: Batches of a later stage were not kept.
     """
-    return replay_later(run, stage, stage.start(), progress, orders, split)
+    return replay_later(run, stage, stage.start(), progress, orders, share)
 
 
 def replay_later(
@@ -345,7 +365,7 @@ def replay_later(
     state: TrainingState,
     progress: ProgressCallback = no_progress,
     orders: Orders | None = None,
-    split: bool = False,
+    share: Share = "",
 ) -> Replayed:
     """Replay all stages after ``stage`` from ``state``; see :func:`replay_without`."""
     later = run.stages[stage.index + 1 :]
@@ -360,7 +380,7 @@ def replay_later(
         report = overall.part(done / total, (done + other.steps) / total)
         order = (orders or {}).get(other.name)
         begin = cross_boundary(state, other)
-        replayed = replay_stage(run.task, other, begin, report, order, split, passed)
+        replayed = replay_stage(run.task, other, begin, report, order, share, passed)
         state, examples = replayed.state, examples + replayed.example_gradients
         passed.leave(other, state.model)
         done += other.steps

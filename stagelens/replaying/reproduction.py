@@ -22,7 +22,7 @@ from stagelens.runs.states import (
 from stagelens.runs.step_records import StepRecord
 from stagelens.runs.streaming import facts_of, side_by_side
 
-from .replay import StageReplay, fits, replay_stage, same_arithmetic, tolerance_of
+from .replay import Share, StageReplay, fits, replay_stage, same_arithmetic, tolerance_of
 from .step import StepRules, loss_of, prepare
 from .training_loss import loss_of_stage
 
@@ -127,15 +127,15 @@ class Deviation:
 
 
 def measure_deviation(
-    task: Task, stage: Stage, progress: ProgressCallback = no_progress, split: bool = False
+    task: Task, stage: Stage, progress: ProgressCallback = no_progress, share: Share = ""
 ) -> Deviation:
     """Replay one stage as recorded and compare with its recorded end.
 
     Raises:
         RunError: The replay has parameters or buffers other than those recorded.
     """
-    done = replay_stage(task, stage, progress=progress, split=split)
-    replayed, misfit = done.state, None if split else done.misfit
+    done = replay_stage(task, stage, progress=progress, share=share)
+    replayed, misfit = done.state, None if share == "batches" else done.misfit
     recorded = stage.end()
     if replayed.model.keys() != recorded.model.keys():
         raise RunError(

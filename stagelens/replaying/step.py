@@ -21,6 +21,7 @@ from stagelens.runs.step_records import MicroBatch, StepRecord
 from .embedding_noise import add_noise
 from .modes import call_all, calls_before
 from .optimizers import set_group_hyperparameters, update
+from .sharded_model import SharedModel
 from .shared_batches import SplitGradient
 from .training_loss import LossFunction, TrainingLoss
 
@@ -150,10 +151,11 @@ class MainBuffers:
     Args:
         buffers: Of the model.
         rules: Of the stage.
+        several: Whether several processes replay it.
     """
 
-    def __init__(self, buffers: Iterable[Tensor], rules: StepRules) -> None:
-        self._moving = [] if rules.processes == 1 else list(buffers)
+    def __init__(self, buffers: Iterable[Tensor], rules: StepRules, several: bool = False) -> None:
+        self._moving = list(buffers) if several or rules.processes > 1 else []
 
     @contextmanager
     def of(self, micro: MicroBatch) -> Iterator[None]:
@@ -179,7 +181,8 @@ class Stepper:
         model: Prepared.
         optimizer: Of its parameters.
         rules: Of the stage.
-        split: Where every process takes its part of each micro-batch.
+        shared: Where processes share the work: every one takes its part of each micro-batch, or
+            whole micro-batches on its part of the model.
     """
 
     def __init__(
@@ -188,16 +191,16 @@ class Stepper:
         model: nn.Module,
         optimizer: AnyOptimizer,
         rules: StepRules,
-        split: SplitGradient | None = None,
+        shared: SplitGradient | SharedModel | None = None,
     ) -> None:
-        self._optimizer, self._rules, self._split = optimizer, rules, split
+        self._optimizer, self._rules, self._shared = optimizer, rules, shared
         self._parameters = dict(model.named_parameters())
         self._updated = [p for group in optimizer.param_groups for p in group["params"]]
         self._cleared = self._updated
         if rules.zeroed == "model":
             self._cleared = list(self._parameters.values())
         self._device = next(iter(self._parameters.values())).device
-        self._buffers = MainBuffers(model.buffers(), rules)
+        self._buffers = MainBuffers(model.buffers(), rules, isinstance(shared, SharedModel))
         self._loss = partial(loss_of, loss, model, rules=rules)
 
     def step(self, record: StepRecord) -> list[float]:
@@ -216,27 +219,48 @@ class Stepper:
         """
         if record.batches is None:
             raise Refused(f"the batch of step {record.step} was not kept, so it cannot be replayed")
-        losses = []
         call_all(self._optimizer, calls_before(record.groups))
         # As zero_grad does, without what it notes for torch's profiler.
         for parameter in self._cleared:
             parameter.grad = None
-        for micro in record.batches:
-            devices.restore_random(micro.rng, self._device)
-            batch, divisor = to_device(micro.batch, self._device), self._rules.divisor(micro)
-            if self._split is not None:
-                losses.append(self._split.backward(batch, self._loss, divisor))
-                continue
-            with self._buffers.of(micro):
-                whole = self._loss(batch)
-                losses.append(whole.item())
-                (whole if divisor == 1 else whole / divisor).backward()
-        if self._split is not None:
-            self._split.add_up(self._parameters, record.missing)
+        if isinstance(self._shared, SplitGradient):
+            losses = [self._part(self._shared, micro) for micro in record.batches]
+            self._shared.add_up(self._parameters, record.missing)
+        elif self._shared is not None:
+            losses = self._passes_of(self._shared, record.batches)
+        else:
+            losses = [self._pass(micro, self._rules.divisor(micro)) for micro in record.batches]
         restore_missing(self._parameters, record.missing, self._updated)
         if self._rules.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters.values(), self._rules.clip_norm)
         return losses
+
+    def _pass(self, micro: MicroBatch, divisor: float, weight: float = 1.0) -> float:
+        """One forward and backward pass; the loss before division."""
+        devices.restore_random(micro.rng, self._device)
+        batch = to_device(micro.batch, self._device)
+        with self._buffers.of(micro):
+            whole = self._loss(batch)
+            loss: float = whole.item()
+            if weight != 1:
+                whole = whole * weight
+            (whole if divisor == 1 else whole / divisor).backward()
+        return loss
+
+    def _part(self, split: SplitGradient, micro: MicroBatch) -> float:
+        devices.restore_random(micro.rng, self._device)
+        batch = to_device(micro.batch, self._device)
+        return split.backward(batch, self._loss, self._rules.divisor(micro))
+
+    def _passes_of(self, shared: SharedModel, batches: Sequence[MicroBatch]) -> list[float]:
+        own: dict[int, float] = {}
+        for place, micro in shared.own(batches):
+            # Torch takes the mean over processes.
+            divisor = self._rules.divisor(micro) / shared.count
+            loss = self._pass(micro, divisor, 0.0 if place is None else 1.0)
+            if place is not None:
+                own[place] = loss
+        return shared.losses(own, len(batches))
 
 
 def restore_missing(

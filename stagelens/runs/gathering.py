@@ -44,6 +44,20 @@ def gathered_state(
     Raises:
         OSError: They cannot be written.
     """
+    weights, state = gathered_files(folder, model, optimizer, names)
+    return TrainingState(weights, nested(state))
+
+
+def gathered_files(
+    folder: Path | None,
+    model: nn.Module,
+    optimizer: AnyOptimizer | None,
+    names: Mapping[int, str],
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """As :func:`gathered_state`: the model's tensors, and the optimiser's as ``PARAMETER/KEY``.
+
+    Each of the two are those of one file, or none.
+    """
     put_back(model)
     states = {} if optimizer is None else optimizer_tensors(optimizer, names)
     flat = {f"{name}/{key}": value for name, own in states.items() for key, value in own.items()}
@@ -56,7 +70,7 @@ def gathered_state(
             failed = failed or error
     if failed is not None:
         raise failed
-    return TrainingState(found[0], nested(found[1]))
+    return found[0], found[1]
 
 
 def gathered_model(folder: Path | None, model: nn.Module) -> Mapping[str, Tensor]:

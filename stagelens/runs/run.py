@@ -58,6 +58,11 @@ class Stage:
         return f"Stage({self.name!r}, steps={self.steps})"
 
     @property
+    def root(self) -> Path:
+        """The run folder."""
+        return self._files.root
+
+    @property
     def steps(self) -> int:
         """How many optimiser steps were recorded."""
         return steps_of_all(self.facts.parts_of_each)

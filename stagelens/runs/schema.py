@@ -206,14 +206,17 @@ class Parallel(_Model):
     and so on. Its gradient is the mean over processes of the gradient that each has of its own.
 
     Attributes:
-        kind: What kept the processes' models the same: ``"ddp"``, torch's DistributedDataParallel.
+        kind: What kept the processes' models the same: ``"ddp"``, torch's DistributedDataParallel,
+            or ``"fsdp2"``, its ``fully_shard``, under which each holds a part of them.
+        modules: What ``fully_shard`` was called with, outermost first; ``""`` is the whole model.
         count: How many there were.
         parts: What each of the others wrote, process 1 first; the main one's are the stage's
             ``parts``, with the schedule. Empty where one of them is missing: such a stage has its
             boundaries only.
     """
 
-    kind: Literal["ddp"]
+    kind: Literal["ddp", "fsdp2"]
+    modules: list[str] = []
     count: int = Field(ge=2)
     parts: list[list[PartRef]] = []
 

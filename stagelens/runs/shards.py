@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def is_shared_out(tensor: Any) -> bool:
@@ -27,6 +27,17 @@ def own_part(tensor: Any) -> Any:
         return tensor
     with torch.no_grad():  # with gradients it would be another tensor
         return tensor.to_local()
+
+
+def shared_like(parameter: Tensor, whole: Tensor) -> Tensor:
+    """This process's part of a tensor that all have, shared out as a parameter of its shape is."""
+    if not is_shared_out(parameter) or whole.shape != parameter.shape:
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    own: Any = parameter
+    # Nothing is sent: the values are those that this process reads.
+    return distribute_tensor(whole, own.device_mesh, own.placements, src_data_rank=None)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from stagelens.contracts import OptimizerRule, RunError, optimizer_name, optimiz
 from .optimizer_set import AnyOptimizer, members
 from .optimizer_values import GROUP, as_tensors, from_tensors
 from .quantised import quantised_parts, take_quantised
+from .shards import shared_like
 from .streaming import facts_of, flat_blocks
 
 Weights = Mapping[str, Tensor]
@@ -123,25 +124,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     allocate(model)
     take_quantised(model, tensors)
-    own = model_tensors(model)
-    if own.keys() != tensors.keys():
-        raise RunError(
-            "the model that the task builds does not fit the recorded state: "
-            + _difference(own.keys(), tensors.keys())
-            + "; open the run with the task that it was recorded with"
-        )
     with torch.no_grad():
-        for name, tensor in own.items():
-            facts = facts_of(tensors, name)
-            # copy_ would broadcast a smaller shape without a word.
-            if tensor.shape != facts.shape:
-                raise RunError(
-                    f"{name} has shape {tuple(tensor.shape)} in the model that the task builds, "
-                    f"but {tuple(facts.shape)} in the recorded state; open the run with "
-                    "the task that it was recorded with"
-                )
-            if tensor.dtype != facts.dtype:
-                tensor = _retyped(model, name, facts.dtype)
+        for name, tensor in fitted(model, tensors).items():
             # In blocks, so that only the module itself takes memory; to a GPU at once, since
             # every transfer takes its time.
             if tensor.device.type == "cpu" and tensor.is_contiguous():
@@ -151,6 +135,33 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                     done += len(block)
             else:
                 tensor.copy_(tensors[name])
+
+
+def fitted(model: nn.Module, tensors: Weights) -> dict[str, Tensor]:
+    """The module's own parameters and buffers, in the dtypes of those that are to go into it.
+
+    Raises:
+        RunError: A name is missing on either side, or a shape differs.
+    """
+    own = model_tensors(model)
+    if own.keys() != tensors.keys():
+        raise RunError(
+            "the model that the task builds does not fit the recorded state: "
+            + _difference(own.keys(), tensors.keys())
+            + "; open the run with the task that it was recorded with"
+        )
+    for name, tensor in own.items():
+        facts = facts_of(tensors, name)
+        # copy_ would broadcast a smaller shape without a word.
+        if tensor.shape != facts.shape:
+            raise RunError(
+                f"{name} has shape {tuple(tensor.shape)} in the model that the task builds, "
+                f"but {tuple(facts.shape)} in the recorded state; open the run with "
+                "the task that it was recorded with"
+            )
+        if tensor.dtype != facts.dtype:
+            own[name] = _retyped(model, name, facts.dtype)
+    return own
 
 
 def _retyped(model: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
@@ -215,7 +226,7 @@ def _own_state(
         # unless the optimiser is fused.
         key: tensor.clone()
         if key in _ON_CPU and not group.get("fused")
-        else tensor.to(parameter.device, copy=True)
+        else shared_like(parameter, tensor).to(parameter.device, copy=True)
         for key, tensor in tensors.items()
     }
     if rule.group_state:

@@ -94,7 +94,7 @@ def attribute(
 
     if estimator is not None:
         return computing.attribute(run, set_name, estimator, stages, progress, settings)
-    unknown = set(settings or {}) - {"budget", "split_batches", "ensemble"}
+    unknown = set(settings or {}) - {"budget", "split_batches", "ensemble", "shard"}
     if unknown:
         raise Refused(
             f"the setting {min(unknown)} belongs to an estimator; name it: attribute(run, set, "
@@ -113,6 +113,7 @@ def settle(
     split_batches: bool = False,
     estimate: bool = True,
     ensemble: bool | None = None,
+    shard: bool = False,
 ) -> Settled:
     """As many stages exact as the limit allows, the others estimated; stored stage by stage.
 
@@ -128,12 +129,13 @@ def settle(
         estimate: Whether what does not fit is estimated by coarse replay.
         ensemble: See :class:`~stagelens.estimators.replay.Replay`. None for what does not fit one
             by one, where an ensemble should be quicker.
+        shard: See :class:`~stagelens.estimators.replay.Replay`.
 
     Raises:
         Refused: Training diverged, or a loss that was given is not the recorded one.
         RunError: There is no such stage or set.
     """
-    settings = {"split_batches": split_batches, "ensemble": ensemble}
+    settings = {"split_batches": split_batches, "ensemble": ensemble, "shard": shard}
     return _Settling(run, set_name, limit, stages, progress, settings).work(budget, estimate)
 
 
@@ -257,8 +259,8 @@ class _Settling:
 
     def _processes(self, stages: Sequence[Stage]) -> int:
         """How many whole counterfactuals are replayed at a time."""
-        if self.settings["split_batches"]:
-            return 1  # what a split batch saves is not known beforehand
+        if self.settings["split_batches"] or self.settings["shard"]:
+            return 1  # what sharing saves is not known beforehand
         if processes.count() > 1:
             return processes.count()
         return processes_for(self.run, make_estimator(REPLAY), stages)

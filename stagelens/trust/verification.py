@@ -278,6 +278,7 @@ def verify(
     orders: int = 0,
     split_batches: bool = False,
     ensemble: bool | None = None,
+    shard: bool = False,
 ) -> pd.DataFrame:
     """Replay, compare every estimator with it, and store the figures.
 
@@ -290,6 +291,7 @@ def verify(
         orders: Other orders of the batches for the noise floor; 0 for none.
         split_batches: See :class:`~stagelens.estimators.replay.Replay`.
         ensemble: The same.
+        shard: The same.
 
     Returns:
         One row per estimator, stage and behaviour; see :data:`COLUMNS`.
@@ -308,7 +310,7 @@ def verify(
         REPLAY,
         stages,
         overall.piece(0, parts),
-        {"split_batches": split_batches, "ensemble": ensemble},
+        {"split_batches": split_batches, "ensemble": ensemble, "shard": shard},
     )
     known = doubted(run, truth.facts.stages)
     if refused := [t for t in known if t.trust == "refused"]:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import stagelens
 from stagelens.cli import main
@@ -30,6 +28,7 @@ from stagelens.trust import noise, verification
 from tests.conftest import ROOT
 from tests.support import launched, small_runs
 from tests.support.loops import Plan, differing, make_batches, make_task, record_plans
+from tests.support.stored_models import counterfactuals
 
 COUNT = 60
 ESTIMATORS = ("task-vector", "coarse-replay", "unrolled-jump", "unrolled-scale")
@@ -84,11 +83,6 @@ def stored(run: Run, estimator: str) -> Result:
     found = load_result(run, "test", "effects", estimator, settings)
     assert found is not None, estimator
     return found
-
-
-def counterfactuals(run: Run) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    for path in sorted((run.path / "results" / "counterfactuals").glob("*.safetensors")):
-        yield path.name, load_file(path)
 
 
 def assert_same_numbers(run: Run, alone: Run) -> None:
