@@ -7,14 +7,14 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
 from stagelens.compute import temporaries
 from stagelens.contracts import (
-    BASE,
     Progress,
     ProgressCallback,
     RunError,
@@ -22,17 +22,14 @@ from stagelens.contracts import (
     Task,
     no_progress,
 )
-from stagelens.runs.boundary_facts import Boundary
-from stagelens.runs.files import new_folder, write_file, write_json
-from stagelens.runs.loss_tables import write_history
+from stagelens.runs.files import new_folder, write_json
+from stagelens.runs.lineage import NEWEST
 from stagelens.runs.remote import local_folders
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.saved_states import save_tensors
 from stagelens.runs.schema import (
     FileRef,
     RunFile,
-    StageFile,
-    StageRef,
     StateRef,
     check_name,
 )
@@ -51,12 +48,13 @@ from .loading import Loader
 from .matching import Matched, match
 from .merged import merged_models
 from .outputs import compare_outputs
-from .states import compare_states, new_names
-from .task import find_tokenizer, task_of
-from .trainer_facts import TrainerFacts, trainer_facts
+from .parents import Descent, Given, check_names, descent
+from .states import compare_states
+from .task import task_of
+from .trainer_facts import trainer_facts
+from .writing import folder_of, merge_notes, merges, write_stage
 
 _BLOCK = 4 * 2**20
-_BESIDE = ("config.json", "generation_config.json")
 
 
 def assemble(
@@ -70,6 +68,7 @@ def assemble(
     allow_bin: bool = False,
     progress: ProgressCallback = no_progress,
     columns: SetColumns | None = None,
+    parents: Given = MappingProxyType({}),
 ) -> Run:
     """Make a run from checkpoint folders of ``transformers``, without any recording.
 
@@ -77,6 +76,10 @@ def assemble(
     of a stage of that name, which starts where the previous one ended. So M + 1 folders give M
     stages, and the name of the base is only for people. Task vectors are available for all stages,
     and the exact model without the last stage; what needs recorded steps is refused.
+
+    With ``parents`` a stage starts from another one than that before it, so that the run has
+    several leaves, each with a history of its own. A stage with several parents is a merge, whose
+    weights are found by least squares (see :mod:`stagelens.runs.merges`).
 
     Args:
         checkpoints: Name to folder, in the order of training; at least two. Also an id on the
@@ -95,9 +98,12 @@ def assemble(
         allow_bin: Open pickles of weights (``pytorch_model.bin``), with ``weights_only=True``.
         progress: Called as bytes are copied.
         columns: Which columns of ``evaluation`` play which role; None for the usual ones.
+        parents: Stage to what it was trained from, or to all that it was merged from, by name
+            (``base`` for the base); left out where that is the one before it that is no merge.
 
     Returns:
-        The run; ``run.problems`` says what people should know about it.
+        The run; ``run.problems`` says what people should know about it. Of several leaves, the
+        history of the last one.
 
     Raises:
         RunError: A folder is not a checkpoint, or the folders are not of one model; names the
@@ -106,7 +112,10 @@ def assemble(
         SetError: The evaluation file cannot be read.
     """
     given = checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints
-    pairs = _checked_names(list(given))
+    unordered = dict(listed := list(given))
+    check_names([label for label, _ in listed])
+    order = descent([label for label, _ in listed], parents)
+    pairs = [(label, unordered[label]) for label in order.names]
     at_hub = {path: hub_id(path) for _, path in pairs}
     places = [
         path if (wanted := at_hub[path]) is None else fetch(label, wanted, allow_bin=allow_bin)
@@ -114,7 +123,7 @@ def assemble(
     ]
     with local_folders(places) as folders:
         here = [(each, folder) for (each, _), folder in zip(pairs, folders, strict=True)]
-        options = _Options(evaluation, task, name, link, allow_bin, progress, columns)
+        options = _Options(evaluation, task, name, link, allow_bin, progress, columns, order)
         return _assembled(here, [str(path) for _, path in pairs], Path(out).expanduser(), options)
 
 
@@ -129,19 +138,22 @@ class _Options:
     allow_bin: bool
     progress: ProgressCallback
     columns: SetColumns | None
+    descent: Descent
 
 
 def _assembled(
     checkpoints: Sequence[tuple[str, Path]], addresses: Sequence[str], out: Path, asked: _Options
 ) -> Run:
     """:func:`assemble` of local folders."""
-    run_name = _run_name(asked.name, out)
+    run_name, order = _run_name(asked.name, out), asked.descent
     with new_folder(out) as root, temporaries.folder(".loaded", root.parent) as workshop:
         loader = Loader(Path(workshop), allow_bin=asked.allow_bin)
         opened: list[Checkpoint] = []
-        for (label, path), address in zip(checkpoints, addresses, strict=True):
-            opened.append(loader.open(label, path, address, opened))
-        _check_order(opened)
+        for n, ((label, path), address) in enumerate(zip(checkpoints, addresses, strict=True)):
+            # Those that it can have been trained on: an adapter is laid on one of them.
+            earlier = [opened[each] for each in order.history(n)[:-1]]
+            opened.append(loader.open(label, path, address, earlier))
+        _check_order(opened, order)
         made = task_of(opened, asked.task)
         examples = None
         if asked.evaluation is not None:  # read before anything is copied
@@ -154,17 +166,24 @@ def _assembled(
         notes = [note for each in opened for note in each.notes]
         for each in opened[:-1]:
             notes += compare_configs(each, last)
-        matched = [match(each, final, last=each is last) for each in opened]
+        leaves = order.leaves
+        matched = [match(each, final, last=n in leaves) for n, each in enumerate(opened)]
         notes += compare_outputs(opened, matched, final, made)
-        notes += compare_states(opened, matched)
-        notes += merged_models(opened, matched)
+        for leaf in leaves:
+            along = order.history(leaf)
+            said = compare_states([opened[n] for n in along], [matched[n] for n in along])
+            notes += [each for each in said if each not in notes]
+        notes += merged_models(opened, matched, [n for n in range(len(opened)) if order.merged(n)])
         facts = [trainer_facts(each) for each in opened[1:]]
         notes += [note for each in facts for note in each.notes]
         _check_room(opened, root, asked.link)
         states = _states(root, opened, matched, final, asked.link, asked.progress)
+        made_of = merges(root, order, states)
+        notes += merge_notes(order, made_of)
+        about = (order, opened, matched, states)
         stages = [
-            _write_stage(root, number, opened, matched, states, facts[number])
-            for number in range(len(opened) - 1)
+            write_stage(root, n, *about, facts[n - 1], made_of.get(n))
+            for n in range(1, len(opened))
         ]
         reference = write_task(root, made)
         # In the block, so that a set that is refused leaves no run behind either.
@@ -173,36 +192,17 @@ def _assembled(
             notes += [f"set {report.name}: left out: {each}" for each in report.left_out]
         file = RunFile(name=run_name, task=reference, stages=stages, notes=notes)
         write_json(root / "run.json", file)
-    return open_run(out, made)
+    return open_run(out, made, leaf=NEWEST)
 
 
-def _checked_names(pairs: Sequence[tuple[str, str | Path]]) -> Sequence[tuple[str, str | Path]]:
-    if len(pairs) < 2:
-        raise StageLensError(
-            "a run needs at least two checkpoints: the base, and the end of one stage, for "
-            "instance --stage base=DIR --stage sft=DIR"
-        )
-    names = [name for name, _ in pairs]
-    for number, name in enumerate(names):
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise StageLensError(f"a stage's name: {error}") from None
-        if name in names[:number] or (number > 0 and name == BASE):
-            raise StageLensError(
-                f"the name {name!r} is given twice, or is that of the base; give every stage a "
-                "name of its own, in the order of training"
-            )
-    return pairs
-
-
-def _check_order(opened: Sequence[Checkpoint]) -> None:
+def _check_order(opened: Sequence[Checkpoint], order: Descent) -> None:
     """Refuse what cannot be the order of training."""
     for one, other in combinations(opened, 2):
         if one.folder.resolve() == other.folder.resolve():
             raise RunError(f"{one.name} and {other.name} are the same folder, {one.folder}")
     # Only within one folder: each Trainer counts its steps from 0.
-    for one, other in pairwise(opened):
+    edges = [(p, n) for n, parents in enumerate(order.parents) for p in parents]
+    for one, other in ((opened[p], opened[n]) for p, n in edges if not order.merged(n)):
         if one.folder.resolve().parent == other.folder.resolve().parent:
             numbers = one.step, other.step
             if numbers[0] is not None and numbers[1] is not None and numbers[0] > numbers[1]:
@@ -248,9 +248,9 @@ def _states(
     if final.fixed:
         fixed = save_tensors(root, "checkpoints/buffers.safetensors", dict(final.fixed))
     total, done, overall = sum(each.bytes for each in opened), 0, Progress(progress)
-    states = []
+    states, known = [], dict[str, FileRef]()
     for number, (checkpoint, found) in enumerate(zip(opened, matched, strict=True)):
-        folder = _folder(number, checkpoint)
+        folder = folder_of(number, checkpoint)
         files = []
         for name, header in checkpoint.shards.items():
             source, to = checkpoint.weights / name, f"{folder}/{name}"
@@ -264,15 +264,14 @@ def _states(
             if read_header(root / file.path) != header:
                 raise RunError(f"{source} was changed while it was read")
             done += file.bytes
-            files.append(file)
+            # What another checkpoint holds too, as a shard that no stage changed, is kept once.
+            if known.setdefault(file.sha256, file) is not file:
+                (root / file.path).unlink()
+            files.append(known[file.sha256])
         names = {**found.names, **{name: name for name in final.fixed}}
         states.append(StateRef(model=files[0], more=files[1:], fixed=fixed, names=names))
     progress(1.0, "Describing the run")
     return states
-
-
-def _folder(number: int, checkpoint: Checkpoint) -> str:
-    return f"checkpoints/{number:02d}-{checkpoint.name.replace(' ', '_')}"
 
 
 def _bring(
@@ -304,69 +303,6 @@ def _bring(
                 copy.flush()
                 os.fsync(copy.fileno())
     return FileRef(path=relative, sha256=hasher.hexdigest(), bytes=size)
-
-
-def _write_stage(
-    root: Path,
-    number: int,
-    opened: Sequence[Checkpoint],
-    matched: Sequence[Matched],
-    states: Sequence[StateRef],
-    facts: TrainerFacts,
-) -> StageRef:
-    """Write one stage, from checkpoint ``number`` to the next."""
-    checkpoint = opened[number + 1]
-    before, after = matched[number], matched[number + 1]
-    folder = f"stages/{number:02d}-{checkpoint.name.replace(' ', '_')}"
-    history = None
-    if facts.history is not None:
-        history = write_history(root, f"{folder}/history.parquet", facts.history)
-    stage = StageFile(
-        name=checkpoint.name,
-        description=_description(checkpoint, opened[number] if number == 0 else None),
-        origin="assembled",
-        status="complete",
-        optimizer=facts.optimizer,
-        boundary=Boundary(
-            optimizer="not known",
-            new=new_names(before, after),
-            grown={
-                name: rows
-                for name, rows in before.rows.items()
-                if name in after.names and after.rows.get(name) != rows
-            },
-            removed=new_names(after, before),
-        ),
-        trainable=[],
-        keep_batches="none",
-        start=states[number],
-        end=states[number + 1],
-        history=history,
-        updates=facts.updates,
-        beside=_write_beside(root, number + 1, opened) if checkpoint is opened[-1] else {},
-    )
-    sha256 = write_json(root / folder / "stage.json", stage)
-    return StageRef(name=checkpoint.name, folder=folder, sha256=sha256)
-
-
-def _description(checkpoint: Checkpoint, base: Checkpoint | None) -> str:
-    start = "" if base is None else f", from {base.name} ({base.label})"
-    return f"checkpoint {checkpoint.label}, {checkpoint.precision}{start}"
-
-
-def _write_beside(root: Path, number: int, opened: Sequence[Checkpoint]) -> dict[str, FileRef]:
-    """Keep what makes the final weights a checkpoint that ``from_pretrained`` loads."""
-    last = opened[-1]
-    files = [last.weights / name for name in _BESIDE if (last.weights / name).is_file()]
-    files += find_tokenizer(opened)
-    return {
-        file.name: write_file(
-            root,
-            f"{_folder(number, last)}/{file.name}",
-            lambda path, source=file: shutil.copyfile(source, path),  # type: ignore[misc]
-        )
-        for file in files
-    }
 
 
 def _set_name(file: Path) -> str:

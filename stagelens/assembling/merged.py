@@ -23,10 +23,17 @@ _UNEXPLAINED = 0.2
 checkpoint, at most: in half precision, that is not far from what a stage changes."""
 
 
-def merged_models(opened: Sequence[Checkpoint], matched: Sequence[Matched]) -> list[str]:
-    """Sentences on stages whose checkpoints were made of others, by their weights or a recipe."""
+def merged_models(
+    opened: Sequence[Checkpoint], matched: Sequence[Matched], known: Sequence[int] = ()
+) -> list[str]:
+    """Sentences on stages whose checkpoints were made of others, by their weights or a recipe.
+
+    Nothing is said of those whose numbers are in ``known``: they were given as merges.
+    """
     notes = []
     for number, checkpoint in enumerate(opened[1:], start=1):
+        if number in known:
+            continue
         made = _combination(opened[: number + 1], matched[: number + 1])
         recipe = next((name for name in _RECIPES if (checkpoint.folder / name).is_file()), None)
         if made is None and recipe is None:

@@ -24,6 +24,8 @@ class RecipeStage(BaseModel):
         name: Of the stage that it ends; of the first, of the base.
         model: A folder, relative to the recipe file; an id on the hub; another address.
         revision: A branch, tag or commit of an id on the hub.
+        parent: What it was trained from, where that is not the stage before it.
+        parents: What it was merged from, if it was not trained.
         about: What this stage trained, for people who read the file.
     """
 
@@ -32,6 +34,8 @@ class RecipeStage(BaseModel):
     name: str
     model: str = Field(min_length=1)
     revision: str | None = None
+    parent: str | None = None
+    parents: list[str] = []
     about: str = ""
 
     @field_validator("name")
@@ -75,6 +79,14 @@ class Recipe(BaseModel):
     def checkpoints(self, beside: Path) -> list[tuple[str, str]]:
         """Names and addresses, in order."""
         return [(stage.name, stage.address(beside)) for stage in self.stages]
+
+    def parents(self) -> dict[str, list[str]]:
+        """Stage to what it came from, of those that say so."""
+        return {
+            stage.name: stage.parents or [str(stage.parent)]
+            for stage in self.stages
+            if stage.parents or stage.parent is not None
+        }
 
     def set_columns(self, given: SetColumns) -> SetColumns:
         """The columns of the evaluation set: those of the recipe where none was given."""

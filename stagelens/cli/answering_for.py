@@ -29,6 +29,7 @@ from stagelens.runs.files import atomic_path, check_writable
 from stagelens.runs.run import Run
 
 from .options import (
+    LeafOption,
     ObjectiveOption,
     OptimizerOption,
     ProgressFile,
@@ -56,6 +57,7 @@ def describe(
         typer.Option(help="Write all questions to a JSON file, with what was said so far."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was said as JSON.")] = False,
+    leaf: LeafOption = None,
     task: TaskOption = None,
 ) -> None:
     """Say what cannot be seen in a run: who trained a stage, why, on what data, by which licence.
@@ -91,6 +93,7 @@ def dossier(
         typer.Option(help="A .html or .json file, or .md for a section of a model card."),
     ],
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
     optimizer: OptimizerOption = None,

@@ -37,6 +37,7 @@ from .options import (
     DeviceOption,
     EnsembleOption,
     ExactStagesOption,
+    LeafOption,
     ObjectiveOption,
     OptimizerOption,
     ProcessesOption,
@@ -78,6 +79,7 @@ def attribute(
         list[str] | None, typer.Option(help="Only this stage; may be given several times.")
     ] = None,
     set_name: SetOption = None,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
     optimizer: OptimizerOption = None,
@@ -226,6 +228,7 @@ def verify(
         typer.Option(min=0, help="Other orders of the batches to replay, for the noise floor."),
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
     optimizer: OptimizerOption = None,

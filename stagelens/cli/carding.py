@@ -11,7 +11,7 @@ from stagelens.contracts import StageLensError
 from stagelens.effects.results import stored_results
 from stagelens.runs.files import atomic_path, check_writable
 
-from .options import RunFolder, SetOption, opened_with
+from .options import LeafOption, RunFolder, SetOption, opened_with
 from .terminal import say
 
 commands = typer.Typer()
@@ -26,6 +26,7 @@ def card(
     example: Annotated[str, typer.Option(metavar="ID", help="Id of an example of the set.")],
     out: Annotated[Path, typer.Option(help="A .png file, 1200 by 630 pixels, or a .html file.")],
     set_name: SetOption = None,
+    leaf: LeafOption = None,
     behaviour: Annotated[
         str | None, typer.Option(help="What the bars measure; by default the first measured.")
     ] = None,

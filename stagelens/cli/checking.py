@@ -11,10 +11,12 @@ from typing import Annotated
 import typer
 
 from stagelens.contracts import RunError
+from stagelens.runs.lineage import NEWEST
 from stagelens.trust.checking import Checked, check_run
 
 from .options import (
     DeviceOption,
+    LeafOption,
     ObjectiveOption,
     OptimizerOption,
     ProgressFile,
@@ -45,6 +47,7 @@ def check(
         typer.Option(help="Check an exported report (.html or .json) against the run too."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
     optimizer: OptimizerOption = None,
@@ -100,7 +103,7 @@ def upgrade(run: RunFolder, task: TaskOption = None) -> None:
     """Bring a run folder of an earlier version to the present layout; its numbers stay valid."""
     from stagelens.runs.upgrading import upgrade as rewrite
 
-    opened = opened_with(run, task)
+    opened = opened_with(run, task, leaf=NEWEST)
     written = rewrite(opened)
     if not written:
         say(f"{opened.path}: already in the present layout")

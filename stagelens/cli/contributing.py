@@ -14,6 +14,7 @@ from stagelens.runs.run import Run
 from stagelens.trust.estimates import best_result
 
 from .options import (
+    LeafOption,
     ObjectiveOption,
     OptimizerOption,
     ProgressFile,
@@ -63,6 +64,7 @@ def contributions(
     top: Annotated[
         int, typer.Option(min=1, help="How many training examples to print per stage.")
     ] = 5,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
     optimizer: OptimizerOption = None,

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from stagelens.contracts import StageLensError
+from stagelens.runs.lineage import NEWEST
 from stagelens.runs.remote import is_remote
 from stagelens.runs.run import open_run
 
@@ -66,7 +67,7 @@ def _script() -> Path:
 def _checked(run: str) -> Path:
     if is_remote(run):
         raise StageLensError(f"the dashboard opens folders; copy {run} to this machine first")
-    return open_run(run).path.resolve()
+    return open_run(run, leaf=NEWEST).path.resolve()
 
 
 def _free(port: int) -> int:

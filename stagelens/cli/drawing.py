@@ -24,6 +24,7 @@ from . import drawn_sharing
 from .drawn_sharing import DrawsCost
 from .options import (
     DeviceOption,
+    LeafOption,
     ObjectiveOption,
     OptimizerOption,
     ProcessesOption,
@@ -113,6 +114,7 @@ def draws(
         bool, typer.Option("--cost", help="Say what it would take, and compute nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON.")] = False,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
     optimizer: OptimizerOption = None,

@@ -29,6 +29,7 @@ from stagelens.wording.trust_words import trust_word
 
 from .options import (
     DeviceOption,
+    LeafOption,
     ProgressFile,
     RunFolder,
     SetOption,
@@ -53,6 +54,7 @@ _CAUSED = ("stage", "example_id", "label", "prediction_without")
 def follow(
     run: RunFolder,
     set_name: SetOption = None,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     device: DeviceOption = None,
     out: Annotated[

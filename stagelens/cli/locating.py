@@ -31,6 +31,7 @@ from .options import (
     BudgetOption,
     DeviceOption,
     ExactStagesOption,
+    LeafOption,
     ProgressFile,
     RunFolder,
     SetOption,
@@ -77,6 +78,7 @@ def network(
     ] = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     device: DeviceOption = None,
     out: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stagelens.contracts import StageLensError
+from stagelens.runs.lineage import NEWEST
 from stagelens.runs.sets.columns import SetColumns
 
 from .options import ProgressFile, RunFolder, TaskOption, opened_with, with_columns
@@ -64,6 +65,9 @@ def demo(
 @commands.command(
     epilog="Examples: stagelens assemble --stage base=bert --stage sft=out/sft --stage dpo=out/dpo "
     "--eval test.csv --out runs/mine   "
+    "stagelens assemble --stage base=bert --stage sft=out/sft --stage dpo=out/dpo "
+    "--stage rl=out/rl --parent rl=sft --merge soup=out/soup --parents soup=dpo,rl "
+    "--out runs/two   "
     "stagelens assemble docs/recipes/pythia-70m.yaml --eval test.jsonl --out runs/pythia",
 )
 @with_columns
@@ -83,6 +87,26 @@ def assemble(
             "first is the base, each further one the end of a stage of that name. Give them in the "
             "order of training.",
         ),
+    ] = None,
+    parent: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PARENT",
+            help="What a stage was trained from, where that is not the one before it: the run then "
+            "has several leaves; may be given several times.",
+        ),
+    ] = None,
+    merge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="A checkpoint that was merged from others, such as a soup; say of which with "
+            "--parents.",
+        ),
+    ] = None,
+    parents: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=A,B", help="What a merge was made of."),
     ] = None,
     out: Annotated[Path, typer.Option(help="A folder that is empty or does not exist yet.")],
     evaluation: Annotated[
@@ -111,8 +135,8 @@ def assemble(
         bool,
         typer.Option(
             "--allow-bin",
-            help="Open pickles of weights (pytorch_model.bin, DeepSpeed) too, without running code in "
-            "them.",
+            help="Open pickles of weights (pytorch_model.bin, DeepSpeed) too, without running code "
+            "in them.",
         ),
     ] = False,
     columns: SetColumns,
@@ -123,10 +147,12 @@ def assemble(
     Folders are those that from_pretrained loads, adapters of PEFT on an earlier stage, or what a
     Trainer writes.
     """
-    folders, known = _stages(recipe, stage or [])
+    folders, known = _stages(recipe, [*(stage or []), *(merge or [])])
+    came_from = _parents(parent or [], merge or [], parents or [])
     if known is not None and recipe is not None:
         name, task = name or known.name, task or known.task
         columns = known.set_columns(columns)
+        came_from = {**known.parents(), **came_from}
         if evaluation is None and known.evaluation is not None:
             evaluation = recipe.parent / known.evaluation
     with Reporter(progress).running() as report:
@@ -142,10 +168,14 @@ def assemble(
             allow_bin=allow_bin,
             progress=report,
             columns=columns,
+            parents=came_from,
         )
     for problem in run.problems:
         say(f"Note: {problem}", err=True)
-    say(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names) or 'none yet'}")
+    leaves = run.lineage.leaves
+    count = f"{len(run.lineage.stages)} stages"
+    several = f", leaves {', '.join(leaves)}" if len(leaves) > 1 else ""
+    say(f"{out}: {count}{several}, sets {', '.join(run.set_names) or 'none yet'}")
     if not run.set_names:
         say(f"Add an evaluation set with: stagelens add-set {out} FILE --name test")
 
@@ -166,6 +196,28 @@ def _stages(recipe: Path | None, given: list[str]) -> tuple[list[tuple[str, str]
             raise StageLensError(f"--stage {each}: give a name and a folder, as sft=DIR")
         stages.append((label, place))
     return stages, None
+
+
+def _parents(given: list[str], merges: list[str], several: list[str]) -> dict[str, str | list[str]]:
+    """Stage to what it came from, of the command's options."""
+    found: dict[str, str | list[str]] = {}
+    for each in given:
+        name, _, parent = each.partition("=")
+        if not parent:
+            raise StageLensError(f"--parent {each}: give a stage and its parent, as rl=sft")
+        found[name] = parent
+    for each in several:
+        name, _, listed = each.partition("=")
+        named = [parent.strip() for parent in listed.split(",") if parent.strip()]
+        if len(named) < 2:
+            raise StageLensError(
+                f"--parents {each}: give a merge and what it was made of, as soup=a,b"
+            )
+        found[name] = named
+    for name in (each.partition("=")[0] for each in merges):
+        if isinstance(found.get(name, ""), str):
+            raise StageLensError(f"--merge {name}: say of what it was made: --parents {name}=a,b")
+    return found
 
 
 @commands.command(
@@ -195,7 +247,7 @@ def add_set(
     from stagelens.runs.sets.readers import read_set_file
     from stagelens.runs.sets.writer import write_set
 
-    opened = opened_with(run, task)
+    opened = opened_with(run, task, leaf=NEWEST)
     content = read_set_file(file, columns, needs_labels=opened.task.takes_labels)
     report = write_set(opened.path, opened.task, name, description=description, **content)
     say(report.sentence())

@@ -96,6 +96,29 @@ def _use_objectives(given: list[str] | None) -> list[str] | None:
     return given
 
 
+_LEAF = "STAGELENS_LEAF"
+"""The leaf that ``--leaf`` names."""
+
+
+def _use_leaf(name: str | None) -> str | None:
+    if name is not None:
+        # Helpers that this command starts look there too.
+        at_end.callback(_restore, _LEAF, os.environ.get(_LEAF))
+        os.environ[_LEAF] = name
+    return name
+
+
+LeafOption = Annotated[
+    str | None,
+    typer.Option(
+        "--leaf",
+        metavar="STAGE",
+        callback=_use_leaf,
+        help="Whose model's history is meant, where stages branch off; by default the only leaf.",
+    ),
+]
+
+
 def _use_optimizers(given: list[str] | None) -> list[str] | None:
     if given:
         before = os.environ.get(GIVEN)
@@ -274,12 +297,18 @@ def sharing(run: Run, split_batches: bool, shard: bool | None) -> dict[str, Any]
     return {name: True for name, on in wanted.items() if on}
 
 
-def opened_with(path: str, task: str | None) -> Run:
+def opened_with(path: str, task: str | None, leaf: str | None = None) -> Run:
     """The run, with the task that the user names; by default the installed one.
 
     What the command computes for a remote run is uploaded when it ends.
+
+    Args:
+        path: The run folder.
+        task: The task's class, if any.
+        leaf: Whose history it is; None for the one that ``--leaf`` names, or the only one.
     """
-    run = open_run(path)
+    leaf = leaf or os.environ.get(_LEAF)
+    run = open_run(path, leaf=leaf)
     # All processes work on one copy, which the main one uploads.
     if is_remote(path) and not processes.is_worker():
         at_end.callback(_upload, run.path)
@@ -288,12 +317,12 @@ def opened_with(path: str, task: str | None) -> Run:
     objectives = _objectives()
     # run.path is the local copy of a remote run, which need not be fetched again.
     if task is None:
-        return open_run(run.path, objectives=objectives) if objectives else run
+        return open_run(run.path, objectives=objectives, leaf=leaf) if objectives else run
     from stagelens.tasks import load_task_class, make_task
 
     found = load_task_class(task)
     made = make_task(found, run.file.task.config, run.task_assets())
-    opened = open_run(run.path, made, objectives)
+    opened = open_run(run.path, made, objectives, leaf)
     try:
         _check_task(opened, task)
     except StageLensError:

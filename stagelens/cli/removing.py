@@ -12,6 +12,7 @@ from stagelens.contracts import StageLensError
 from .options import (
     BudgetOption,
     ExactStagesOption,
+    LeafOption,
     ObjectiveOption,
     OptimizerOption,
     ProgressFile,
@@ -79,6 +80,7 @@ def remove(
         ),
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", hidden=True)] = False,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
     optimizer: OptimizerOption = None,

@@ -14,7 +14,7 @@ from stagelens.effects.results import stored_results
 from stagelens.runs.files import atomic_path, check_writable
 from stagelens.runs.run import Run
 
-from .options import ProgressFile, RunFolder, SetOption, TaskOption, opened_with
+from .options import LeafOption, ProgressFile, RunFolder, SetOption, TaskOption, opened_with
 from .terminal import Reporter, say
 
 commands = typer.Typer()
@@ -41,6 +41,7 @@ def report(
         ),
     ] = "interactive",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     progress: ProgressFile = None,
 ) -> None:

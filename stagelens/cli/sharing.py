@@ -58,6 +58,7 @@ from . import halving
 from .options import (
     BudgetOption,
     DeviceOption,
+    LeafOption,
     ObjectiveOption,
     OptimizerOption,
     ProcessesOption,
@@ -141,6 +142,7 @@ def shares(
         Path | None,
         typer.Option(help="Write every example's shares, with trust, to a .parquet or .csv file."),
     ] = None,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
     optimizer: OptimizerOption = None,

@@ -10,6 +10,7 @@ import typer
 
 from stagelens.compute.memory import amount
 from stagelens.estimators.counterfactual_cache import LIMIT
+from stagelens.runs.lineage import NEWEST
 from stagelens.runs.sizes import MODELS, sizes
 
 from .options import RunFolder, TaskOption, opened_with
@@ -25,7 +26,7 @@ def size(
     task: TaskOption = None,
 ) -> None:
     """Say what weighs what in a run folder, and what of it can go."""
-    opened = opened_with(run, task)
+    opened = opened_with(run, task, leaf=NEWEST)
     found = sizes(opened)
     if as_json:
         say(json.dumps([asdict(each) for each in found], indent=1))

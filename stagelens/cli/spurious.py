@@ -13,6 +13,7 @@ from stagelens.trust.trust_columns import with_trust
 from .options import (
     BudgetOption,
     ExactStagesOption,
+    LeafOption,
     ProgressFile,
     RunFolder,
     SetOption,
@@ -40,6 +41,7 @@ def features(
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
     top: Annotated[int, typer.Option(min=1, help="How many features to print per stage.")] = 5,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     out: Annotated[
         Path | None,
@@ -100,6 +102,7 @@ def saliency(
     ] = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
+    leaf: LeafOption = None,
     task: TaskOption = None,
     progress: ProgressFile = None,
 ) -> None:

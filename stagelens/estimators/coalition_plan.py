@@ -61,6 +61,9 @@ def passes(masks: Iterable[int]) -> set[tuple[int, int]]:
 def refusal(run: Run, mask: int, estimator: str) -> str:
     """Why a coalition's model cannot be had; empty where it can, as far as is known beforehand."""
     first = first_missing(mask)
+    merges = [stage for stage in run.stages if stage.facts.merge is not None]
+    if merges and trained(mask, run.stages):
+        return f"{merges[0].merged}; shares and switches go along a line of stages"
     if estimator == TaskVector.name:
         return ""
     for stage in run.stages[first + 1 :]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stagelens.contracts import RecordingError, Task
+from stagelens.runs.lineage import NEWEST
 from stagelens.runs.run import open_run
 from stagelens.tasks import (
     CausalLM,
@@ -109,7 +110,7 @@ def task_of_stage(
     task = infer_task(model, tokenizer, objective)
     if not (path / "run.json").exists():
         return task, None, ""
-    known = open_run(path).task
+    known = open_run(path, leaf=NEWEST).task
     _check_same(path, known, task)
     differing = _check_tokenizers(path, known, task) if known.assets else ""
     own = None if known.config["model"] == task.model else {"model": task.model}

@@ -54,6 +54,8 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
             own.
         reinitialised: Parameters and buffers (names or prefixes) that were given new initial
             values on purpose before this stage.
+        parent: The finished stage whose end this training starts from, where that is not the one
+            that ended last; see :meth:`stagelens.Recorder.stage`.
         flush_every: Most steps between two writes to disk.
         on_problem: What to do where the training does something that replay could not reproduce:
             ``"warn"``, and the training goes on; or ``"raise"``, which stops it.
@@ -78,6 +80,7 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
         name: str | None = None,
         build_config: Mapping[str, Any] | None = None,
         reinitialised: Sequence[str] = (),
+        parent: str | None = None,
         flush_every: int = 1024,
         on_problem: Literal["warn", "raise"] = "warn",
     ) -> None:
@@ -89,6 +92,7 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
             "keep_batches": keep_batches,
             "checkpoint_every": checkpoint_every,
             "reinitialised": reinitialised,
+            "parent": parent,
             "flush_every": flush_every,
             "on_problem": on_problem,
         }

@@ -10,19 +10,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stagelens.contracts import Objective, RecordingError, ReferenceModel, Task
+from stagelens.contracts import BASE, Objective, RecordingError, ReferenceModel, Task
 from stagelens.replaying.optimizers import optimizer_facts
-from stagelens.runs.files import read_json, sha256_of, write_json
+from stagelens.runs.boundary_facts import Merge
+from stagelens.runs.files import write_json
+from stagelens.runs.lineage import NEWEST
 from stagelens.runs.optimizer_set import as_one
 from stagelens.runs.run import Run, Stage, open_run
-from stagelens.runs.schema import RunFile, StageFile, StageRef, check_name
+from stagelens.runs.schema import RunFile, check_name
 from stagelens.runs.sets.writer import SetReport, write_set
 from stagelens.runs.states import load_into, load_optimizer
-from stagelens.runs.steps import parts_until
 from stagelens.runs.task_files import differing, write_task
 
 from .accelerated import unwrapped
 from .folder_lock import FolderLock
+from .merging import note_merge
+from .resuming import end_at_checkpoint, sealed
 from .run_writer import RunWriter
 from .stage_recorder import StageRecorder
 from .stage_settings import StageSettings
@@ -115,7 +118,7 @@ class Recorder:
         return RunFile(name=own_name, task=write_task(self.path, self.task))
 
     def _resumed(self, name: str | None) -> RunFile:
-        run = open_run(self.path, self.task)
+        run = open_run(self.path, self.task, leaf=NEWEST)
         file = run.file
         if name is not None and name != file.name:
             raise RecordingError(
@@ -131,29 +134,33 @@ class Recorder:
         for reference in file.stages:
             stage = next((s for s in run.unfinished if s.name == reference.name), None)
             if stage is None:
-                stages.append(_sealed(self.path, reference))
+                stages.append(sealed(self.path, reference))
             elif stage.facts.checkpoints and reference is file.stages[-1]:
                 # Only the last one: a stage after it did not start from this checkpoint.
-                stages.append(_end_at_checkpoint(self.path, reference, stage))
+                stages.append(end_at_checkpoint(self.path, reference, stage))
             else:
                 set_aside.append(reference)
         return file.model_copy(update={"stages": stages, "set_aside": set_aside})
 
     def run(self) -> Run:
-        """The run as it is on disk now."""
-        return open_run(self.path, self.task)
+        """The run as it is on disk now: the history of the stage that ended last."""
+        return open_run(self.path, self.task, leaf=NEWEST)
 
     def restore(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+        *,
+        stage: str | None = None,
     ) -> str:
-        """Load the end of the last finished stage, to continue from after an interruption.
+        """Load the end of a stage, to branch off there or to continue after an interruption.
 
         Args:
             model: Takes parameters and buffers.
             optimizer: Takes the optimiser's state too, to carry it over; made for ``model``, and
                 of the same kind as the stage's. Learning rates are not part of its state.
+            stage: A finished stage, or ``base`` for what the run begins with; None for the stage
+                that ended last.
 
         Returns:
             A sentence that says which state was loaded.
@@ -161,22 +168,28 @@ class Recorder:
         Raises:
             RecordingError: No stage is finished (begin again from the base), or the optimiser is
                 of another model.
-            RunError: The model or the optimiser is of another kind than was recorded.
+            RunError: The model or the optimiser is of another kind than was recorded, or there is
+                no such stage.
         """
-        stage = self.last
-        if stage is None:
+        ended = self.last
+        if ended is None:
             raise RecordingError(
                 f"run {self.file.name!r} has no finished stage to continue from; start the first "
                 "one again"
             )
-        state = stage.end()
+        if stage == BASE:
+            said, state = "what the run begins with", self.run().stages[0].start()
+        else:
+            if stage is not None:
+                ended = open_run(self.path, self.task, leaf=stage).last
+            said, state = f"the end of stage {ended.name!r} ({ended.steps} steps)", ended.end()
         load_into(model, state.model)
         if optimizer is not None:
             names = {id(parameter): name for name, parameter in model.named_parameters()}
             own = as_one(optimizer)
             optimizer_facts(own, names)  # refuses an optimiser of another model
             load_optimizer(own, names, state.optimizer)
-        return f"restored the end of stage {stage.name!r} ({stage.steps} steps)"
+        return f"restored {said}"
 
     def stage(
         self,
@@ -197,6 +210,7 @@ class Recorder:
         objective: str | Objective | Callable[..., Tensor] | None = None,
         references: Mapping[str, nn.Module | ReferenceModel] | None = None,
         kernels: Sequence[str] = (),
+        parent: str | None = None,
     ) -> StageRecorder:
         """A stage to record, as a context manager around its training loop.
 
@@ -238,15 +252,16 @@ class Recorder:
                 cross-entropy, say): it differs from what replay computes in the last bits. How far
                 is measured, and numbers are estimated then, not exact. ``torch.compile`` is
                 recognised where ``model`` is what it returned.
+            parent: The finished stage whose end this one starts from, where that is not the one
+                that ended last: it begins a branch (load that end with :meth:`restore`). ``base``
+                for what the run begins with.
 
         Raises:
             RecordingError: The name is taken or unusable, or a setting is: nothing is trained yet.
         """
         self._writer.check_free(name)
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise RecordingError(f"the stage's name: {error}") from None
+        self._writer.check_parent(parent)
+        folder = self._folder(name)
         optimizer, accumulation = unwrapped(optimizer, accumulation)
         compiled, model = _compiled(model)
         settings = StageSettings(
@@ -264,11 +279,36 @@ class Recorder:
             objective=objective,
             references=dict(references or {}),
             kernels=(*kernels, "torch.compile") if compiled is not None else tuple(kernels),
+            parent=parent,
         )
+        return StageRecorder(self._writer, name, folder, model, as_one(optimizer), settings)
+
+    def _folder(self, name: str) -> str:
+        """A new stage's."""
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise RecordingError(f"the stage's name: {error}") from None
         # Set-aside stages keep their folders, so their numbers stay taken.
         number = len(self.file.stages) + len(self.file.set_aside)
-        folder = f"stages/{number:02d}-{name.replace(' ', '_')}"
-        return StageRecorder(self._writer, name, folder, model, as_one(optimizer), settings)
+        return f"stages/{number:02d}-{name.replace(' ', '_')}"
+
+    def merge(self, name: str, *, model: nn.Module, parents: Sequence[str]) -> Merge:
+        """Note a model that was merged from the ends of several stages, such as a soup.
+
+        Its weights are found by least squares (see :mod:`stagelens.runs.merges`). A stage that is
+        recorded next starts from it.
+
+        Args:
+            name: Unique within the run.
+            model: What came out.
+            parents: The finished stages that were merged, or ``base``.
+
+        Raises:
+            RecordingError: The name is taken, or a parent is no finished stage.
+            RunError: A parent is of another architecture.
+        """
+        return note_merge(self._writer, name, self._folder(name), model, parents)
 
     def add_set(
         self,
@@ -315,7 +355,7 @@ def note_in_run(path: Path, task: Task | None, sentence: str) -> None:
         StageLensError: The run is damaged, has another task, or is being recorded.
     """
     if (path / "run.json").exists():
-        recorder = Recorder(path, task or open_run(path).task, resume=True)
+        recorder = Recorder(path, task or open_run(path, leaf=NEWEST).task, resume=True)
         recorder.note(sentence)
         recorder.close()
 
@@ -329,37 +369,3 @@ def _compiled(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
 def _check_final(writer: RunWriter) -> None:
     if writer.final is not None:
         writer.final.check()
-
-
-def _sealed(root: Path, reference: StageRef) -> StageRef:
-    """A finished stage with its sha256, even if the recording was killed before writing it."""
-    if reference.sha256 is not None:
-        return reference
-    return reference.model_copy(
-        update={"sha256": sha256_of(root / reference.folder / "stage.json")}
-    )
-
-
-def _end_at_checkpoint(root: Path, reference: StageRef, stage: Stage) -> StageRef:
-    """Let an interrupted stage end at its newest checkpoint, if its steps reach that far."""
-    checkpoint = stage.facts.checkpoints[-1]
-    path = root / reference.folder / "stage.json"
-    facts = read_json(path, StageFile)
-    parts = parts_until(stage.facts.parts, checkpoint.step)
-    steps = sum(part.steps for part in parts)
-    if steps != checkpoint.step:
-        raise RecordingError(
-            f"{path}: the newest checkpoint is at step {checkpoint.step}, but only {steps} steps "
-            "before it are on disk; restore the missing parts"
-        )
-    ended = facts.model_copy(
-        update={
-            "status": "complete",
-            "end": checkpoint.state,
-            "end_calls": checkpoint.calls,
-            "parts": parts,
-            "steps": steps,
-        }
-    )
-    sha256 = write_json(path, ended)
-    return reference.model_copy(update={"sha256": sha256})

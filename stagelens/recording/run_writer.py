@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -11,8 +11,9 @@ from typing import Protocol
 from stagelens.contracts import BASE, RecordingError, Task
 from stagelens.runs.checked_files import CheckedFiles
 from stagelens.runs.files import write_json
-from stagelens.runs.run import Stage
-from stagelens.runs.schema import RunFile, StageFile, StageRef
+from stagelens.runs.lineage import NEWEST, common
+from stagelens.runs.run import Stage, open_run
+from stagelens.runs.schema import RunFile, StageFile, StageRef, StateRef
 
 from .final_model import FinalModel, superseded
 
@@ -34,12 +35,15 @@ class RunWriter:
         last: The last finished stage; None before the first.
 
     Attributes:
+        before: What the stage that began last started from; None where that is the base.
         begun: Stages that were begun since that one ended.
     """
 
     def __init__(self, path: Path, task: Task, file: RunFile, last: Stage | None) -> None:
         self.path, self.task, self.file, self.last = path, task, file, last
+        self.before = last
         self.begun: list[str] = []
+        self._parents: list[str] | None = None
         self._written = file
         self._open: OpenStage | None = None
         self.final: FinalModel | None = None
@@ -59,17 +63,69 @@ class RunWriter:
         if name == BASE or any(s.name == name for s in (*self.file.stages, *self.file.set_aside)):
             raise RecordingError(f"the name {name!r} is taken in this run; choose another")
 
-    def begin(self, stage: OpenStage) -> None:
+    def check_parent(self, parent: str | None) -> None:
+        """Refuse a parent that is no finished stage of the run.
+
+        Raises:
+            RecordingError: Lists those that are.
+        """
+        known = [one.name for one in self.file.stages if one.sha256 is not None]
+        if parent not in (None, BASE, *known):
+            raise RecordingError(
+                f"parent={parent!r} is no finished stage of run {self.file.name!r}, which has "
+                f"{', '.join(map(repr, known)) or 'none'}; give one of them, or {BASE!r}"
+            )
+
+    def begin(self, stage: OpenStage, parent: str | None = None) -> None:
         """Called when a stage's block is entered.
+
+        Args:
+            stage: Begins.
+            parent: The stage that it starts from; None for the one that ended last.
 
         Raises:
             RecordingError: Another stage is being recorded, or the name was taken meanwhile.
         """
         self.check_free(stage.name)
+        self.check_parent(parent)
+        usual = BASE if self.last is None else self.last.name
+        self._parents, self.before = None, self.last
+        if parent is not None and parent != usual:
+            # A branch: nothing was lost between its parent and itself.
+            self._parents, self.before, self.begun = [parent], self._stage(parent), []
         self._open = stage
         self.begun.append(stage.name)
         self.final = None
         superseded(self.path)
+
+    @contextmanager
+    def merging(self, name: str, parents: Sequence[str]) -> Iterator[None]:
+        """Within, what is announced is a merge of these; its history is what they have in common.
+
+        Raises:
+            RecordingError: A stage is being recorded, or the name is taken.
+        """
+        self.check_free(name)
+        known = open_run(self.path, self.task, leaf=NEWEST).lineage
+        shared = common([known.history(each) for each in parents])
+        self._parents, self.begun = list(parents), []
+        self.before = self._stage(shared[-1]) if shared else None
+        self.final = None
+        superseded(self.path)
+        yield
+
+    @property
+    def base(self) -> StateRef | None:
+        """What the run begins with; None before its first stage."""
+        if self.last is None:
+            return None
+        return open_run(self.path, self.task, leaf=NEWEST).stages[0].facts.start
+
+    def _stage(self, name: str) -> Stage | None:
+        """A finished stage with those before it; None for the base."""
+        if name == BASE:
+            return None
+        return open_run(self.path, self.task, leaf=name).last
 
     def note(self, sentence: str) -> None:
         """A sentence for run.json, which is written when a stage is announced."""
@@ -109,14 +165,19 @@ class RunWriter:
         sha256 = write_json(self.path / folder / "stage.json", facts)
         done = facts.status == "complete"
         # No digest before the end: stage.json is rewritten while its stage is recorded.
-        reference = StageRef(name=facts.name, folder=folder, sha256=sha256 if done else None)
+        reference = StageRef(
+            name=facts.name,
+            folder=folder,
+            sha256=sha256 if done else None,
+            parents=self._parents,
+        )
         others = [stage for stage in self.file.stages if stage.name != facts.name]
         if done or len(others) == len(self.file.stages):
             self._write(self.file.model_copy(update={"stages": [*others, reference]}))
         if done:  # kept, as opening the run takes longer with every stage
             self.begun = []
-            index = 0 if self.last is None else self.last.index + 1
-            self.last = Stage(CheckedFiles(self.path), facts, index, self.last, None)
+            index = 0 if self.before is None else self.before.index + 1
+            self.last = Stage(CheckedFiles(self.path), facts, index, self.before, None)
 
     def _write(self, file: RunFile) -> None:
         write_json(self.path / "run.json", file)

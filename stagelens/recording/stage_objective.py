@@ -134,7 +134,7 @@ def _read(
     def source(name: str, facts: ReferenceFacts) -> Source:
         if facts.kind == "kept":
             return Source(kept[name], facts.build_config)
-        stage = run.last
+        stage = run.before
         while stage is not None and stage.name != facts.stage:
             stage = stage.previous
         if stage is None:
@@ -175,7 +175,7 @@ def _found(run: RunWriter, start: StageStart, given: ReferenceModel) -> Referenc
         return found.model_copy(
             update={"build_config": _built_otherwise(config, start.build_config)}
         )
-    stage: Stage | None = run.last
+    stage: Stage | None = run.before
     while stage is not None:
         own = {"build_config": _built_otherwise(config, stage.facts.build_config)}
         if _holds(given.model, stage.end().model):

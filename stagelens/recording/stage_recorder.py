@@ -86,7 +86,7 @@ class StageRecorder:
 
     def _begin(self) -> None:
         run, folder, settings, model = self._run, self._folder, self._settings, self._model
-        run.begin(self)
+        run.begin(self, settings.parent)
         with run.new_folder(folder):
             start = read_start(run, self.name, folder, model, self._optimizer, settings, self.tell)
             minimised = read_objective(run, folder, model, start, settings, self.tell)

@@ -38,6 +38,7 @@ class StageSettings:
     objective: GivenObjective = None
     references: GivenReferences = field(default_factory=dict)
     kernels: tuple[str, ...] = ()
+    parent: str | None = None
 
     def __post_init__(self) -> None:
         keep = self.keep_batches

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from stagelens.compute import devices
-from stagelens.contracts import RecordingError
+from stagelens.contracts import BASE, RecordingError
 from stagelens.replaying.optimizers import build_optimizer, optimizer_facts
 from stagelens.runs.boundary_facts import Boundary, Environment, Tokenising
+from stagelens.runs.checked_files import CheckedFiles
 from stagelens.runs.optimizer_set import AnyOptimizer, members
 from stagelens.runs.run import Stage
-from stagelens.runs.saved_states import save_state
+from stagelens.runs.saved_states import load_model, save_state
 from stagelens.runs.schema import OptimizerFacts, StageFile, StateRef
 from stagelens.runs.states import (
     TrainingState,
@@ -134,10 +135,13 @@ def read_start(
     _check_built(model, built)
     state = capture(model, None if facts is None else optimizer, names)
     frozen = [n for n in names.values() if n not in trainable]
-    prefix, last = f"{folder}/start", run.last
+    prefix, last = f"{folder}/start", run.before
     kept = state if facts is None else _without_fresh(state, optimizer, facts, model, names)
+    base = run.base if last is None else None
     if last is None:
         boundary = first_boundary(kept, frozen)
+        if base is not None and not _is_base(run, base, state):
+            tell(_not_the_base(name, boundary))
     else:
         before = last.end()
         try:
@@ -153,16 +157,45 @@ def read_start(
             check_reloaded(boundary, last, name)
         except Unexplained as error:
             error = _after_lost(error, [each for each in run.begun if each != name], last, name)
+            error = _with_parent(error, settings.parent)
             tell(error)
             boundary = error.likeliest
     if facts is None:  # its state is not kept
         boundary = boundary.model_copy(update={"optimizer": "not known"})
     # What has not changed since the previous end is not written twice.
-    earlier = None if last is None else last.facts.end
+    earlier = base if last is None else last.facts.end
     reference = save_state(run.path, prefix, state, earlier, boundary.renamed)
     device, own = next(model.parameters()).device, tokenising(run.task, settings.tokenizer)
     return StageStart(
         state, reference, boundary, facts, trainable, build_config, built, device, own
+    )
+
+
+def _with_parent(error: Unexplained, parent: str | None) -> Unexplained:
+    """The same, with how to start from a parent that was named."""
+    if parent is None:
+        return error
+    return Unexplained(
+        f"{error}. Its parent is stage {parent!r}, whose end is loaded by "
+        f"recorder.restore(model, stage={parent!r})",
+        error.likeliest,
+    )
+
+
+def _is_base(run: RunWriter, base: StateRef, state: TrainingState) -> bool:
+    """Whether a stage that says that it starts from the run's base does."""
+    known = load_model(CheckedFiles(run.path), base)
+    return known.keys() == state.model.keys() and all(
+        same_tensor(known[name], tensor.cpu()) for name, tensor in state.model.items()
+    )
+
+
+def _not_the_base(name: str, boundary: Boundary) -> Unexplained:
+    return Unexplained(
+        f"stage {name!r} does not start from the base of this run, as parent={BASE!r} says: its "
+        "model has other weights; load the base, recorder.restore(model, stage=BASE), or record "
+        "it into a run of its own",
+        boundary,
     )
 
 

@@ -71,6 +71,8 @@ class StageRecorderCallback(TrainerCallback):
             own.
         reinitialised: Parameters and buffers (names or prefixes) that were given new initial
             values on purpose before this stage.
+        parent: The finished stage whose end this training starts from, where that is not the one
+            that ended last; see :meth:`stagelens.Recorder.stage`.
         flush_every: Most steps between two writes to disk.
         on_problem: What to do where the training does something that replay could not reproduce,
             or something fails in here: ``"warn"``, and the stage goes on with its boundaries,
@@ -107,6 +109,7 @@ class StageRecorderCallback(TrainerCallback):
         name: str | None = None,
         build_config: Mapping[str, Any] | None = None,
         reinitialised: Sequence[str] = (),
+        parent: str | None = None,
         flush_every: int = 1024,
         on_problem: Literal["warn", "raise"] = "warn",
         objective: str | Objective | Callable[..., Tensor] | None = None,
@@ -122,6 +125,7 @@ class StageRecorderCallback(TrainerCallback):
             "keep_batches": keep_batches,
             "checkpoint_every": checkpoint_every,
             "reinitialised": reinitialised,
+            "parent": parent,
             "flush_every": flush_every,
             "on_problem": on_problem,
         }

@@ -205,3 +205,27 @@ class WeightAverage(BaseModel):
     def takes(self, step: int) -> bool:
         """Whether the weights after a step, from 1, are taken in."""
         return step >= self.first and (step - self.first) % self.every == 0
+
+
+class Merge(BaseModel):
+    """What a stage's end was made of, where it was merged from the ends of others.
+
+    The weights are those of the linear combination that comes nearest, by least squares over all
+    parameters; see :mod:`stagelens.runs.merges`.
+
+    Attributes:
+        weights: Parent to its weight.
+        residual: What the combination leaves, relative to the distance to the nearest parent.
+        allowed: The largest residual that rounding to the storage's dtype explains, beside 1e-5.
+    """
+
+    model_config = STRICT
+
+    weights: dict[str, float]
+    residual: float = Field(ge=0)
+    allowed: float = Field(ge=0)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is a linear combination of its parents, as far as its dtype can tell."""
+        return self.residual <= self.allowed

@@ -2,210 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pandas as pd
+from stagelens.contracts import BASE, Objective, RunError, Task
 
-from stagelens.contracts import Objective, Refused, RunError, Task
-
-from .boundary_facts import Environment
 from .checked_files import CheckedFiles
 from .files import read_json
 from .given import GivenCode
 from .identity import stage_identity
-from .loss_tables import read_history, steps_table
-from .objectives import check_given, find_stage_objective, missing_objective
+from .lineage import Lineage
+from .objectives import check_given
 from .remote import copy_of, is_remote
-from .schema import (
-    OptimizerFacts,
-    RunFile,
-    StageFile,
-    StageRef,
-    StateRef,
-    digest,
-)
+from .schema import RunFile, StageFile, StageRef, digest
 from .sets.evaluation_set import EvaluationSet
 from .sets.seen import check_seen
+from .stage import Stage as Stage
 from .stage_parts import check_parts, told_of, unfinished
-from .steps import RecordedSteps, recorded_digest, steps_of_all
+from .steps import recorded_digest
 from .task_files import identity, read_assets
-
-if TYPE_CHECKING:
-    from .states import TrainingState
-
-
-class Stage:
-    """A stage of a run. ``facts`` is its stage.json; states and steps are read when asked for.
-
-    ``previous`` is the finished stage before it, None for the first. ``given`` is its objective as
-    the user gave it, None to find it by its name.
-    """
-
-    def __init__(
-        self, files: CheckedFiles, facts: StageFile, index: int, previous: Stage | None, given: Any
-    ) -> None:
-        self._files = files
-        self.facts = facts
-        self.index = index
-        self.previous = previous
-        self.name = facts.name
-        self._given = given
-
-    def __repr__(self) -> str:
-        return f"Stage({self.name!r}, steps={self.steps})"
-
-    @property
-    def root(self) -> Path:
-        """The run folder."""
-        return self._files.root
-
-    @property
-    def steps(self) -> int:
-        """How many optimiser steps were recorded."""
-        return steps_of_all(self.facts.parts_of_each)
-
-    @property
-    def finished(self) -> bool:
-        """Whether recording reached the stage's end."""
-        return self.facts.status == "complete"
-
-    @property
-    def replayable(self) -> bool:
-        """Whether the batches of all steps were kept."""
-        return self.facts.keep_batches == "all" and self.steps > 0
-
-    @property
-    def updates(self) -> int:
-        """How many optimiser steps the stage had, as recorded or reported by a Trainer; else 0."""
-        return self.facts.updates or self.steps
-
-    @property
-    def optimizer(self) -> OptimizerFacts:
-        """The optimiser as replay rebuilds it.
-
-        Raises:
-            Refused: No steps were recorded.
-        """
-        if self.facts.optimizer is None:
-            raise Refused(self.not_recorded)
-        return self.facts.optimizer
-
-    @cached_property
-    def objective(self) -> Objective:
-        """What it minimised: as given to ``open_run``, else found by its registered name.
-
-        Raises:
-            Refused: It is not installed, or has to be given again; says how.
-        """
-        return find_stage_objective(self.name, self.facts.objective, self._given)
-
-    def reference_state(self, name: str) -> TrainingState:
-        """A reference model that the run keeps."""
-        return self._state(self.facts.reference_states[name])
-
-    @property
-    def environment(self) -> Environment:
-        """Where the stage was recorded.
-
-        Raises:
-            Refused: No steps were recorded.
-        """
-        if self.facts.environment is None:
-            raise Refused(self.not_recorded)
-        return self.facts.environment
-
-    @property
-    def appeared(self) -> list[str]:
-        """What has no value, or fewer rows, before an assembled stage; empty for a recorded one."""
-        if self.facts.origin == "recorded":
-            return []
-        return [*self.facts.boundary.new, *self.facts.boundary.grown]
-
-    @property
-    def not_recorded(self) -> str:
-        """Why nothing that needs steps can be had of a stage without them, for messages."""
-        if self.facts.problem is not None:
-            return f"stage {self.name!r} cannot be replayed: {self.facts.problem}"
-        return (
-            f"no steps were recorded of stage {self.name!r}: this run was assembled from "
-            "checkpoints; use --estimator task-vector, or record the stage while it is trained"
-        )
-
-    @property
-    def no_replay(self) -> str:
-        """Why its steps cannot be run again, and what would help; empty where they can be."""
-        if self.facts.problem is not None:
-            return f"stage {self.name!r} cannot be replayed: {self.facts.problem}"
-        if self.facts.origin == "assembled":
-            return (
-                f"no steps were recorded of stage {self.name!r}, because this run was assembled "
-                "from checkpoints; record stages while they are trained to have them replayed"
-            )
-        if self.replayable:
-            return missing_objective(self.name, self.facts.objective, self._given)
-        return (
-            f"stage {self.name!r} cannot be replayed, because its batches were not all kept; "
-            'record it with keep_batches="all"'
-        )
-
-    def table(self) -> pd.DataFrame:
-        """One row per step: ``step``, ``loss`` and ``lr`` (of the first parameter group).
-
-        Of an assembled stage, the steps that a Trainer reported, with NaN for what it left out.
-        """
-        if self.facts.history is not None:
-            return read_history(self._files, self.facts.history)
-        return steps_table(self._files, self.facts.parts_of_each)
-
-    def read_steps(self) -> RecordedSteps:
-        """The recorded steps by number, with their batches where they were kept."""
-        return RecordedSteps(self._files, self.facts.parts_of_each)
-
-    def start(self) -> TrainingState:
-        """The training state after the boundary rule, before the first step."""
-        return self._state(self.facts.start)
-
-    def end(self) -> TrainingState:
-        """The training state after the last step.
-
-        Raises:
-            RunError: The stage was not finished.
-        """
-        if self.facts.end is None:
-            raise RunError(
-                f"stage {self.name!r} was not finished, so it has no end state; resume recording "
-                "with Recorder(path, resume=True)"
-            )
-        return self._state(self.facts.end)
-
-    def within(self) -> Iterator[tuple[int, TrainingState]]:
-        """The recorded checkpoints before the stage's end: steps so far, and the state then."""
-        for checkpoint in self.facts.checkpoints:
-            if checkpoint.step < self.steps:
-                yield checkpoint.step, self._state(checkpoint.state)
-
-    def _state(self, reference: StateRef) -> TrainingState:
-        from .saved_states import load_state  # here, because it imports torch
-
-        return load_state(self._files, reference)
 
 
 class Run:
     """One model's training history on disk.
 
+    Where the run has several leaves, this is the history of one of them: everything that knows a
+    run works along that path, and results are keyed by it.
+
     Attributes:
         path: The run folder.
         name: As given at recording.
-        stages: The finished stages, in training order.
+        lineage: All stages of the run, with those that each started from.
+        stages: The finished stages from the base to the leaf, in training order.
         unfinished: Stages whose recording was stopped or is still under way.
         problems: Sentences on what is missing or set aside, or worth knowing of the run.
     """
 
     def __init__(
-        self, path: Path, file: RunFile, task: Task | None, objectives: Mapping[str, Any]
+        self,
+        path: Path,
+        file: RunFile,
+        task: Task | None,
+        objectives: Mapping[str, Any],
+        leaf: str | None = None,
     ) -> None:
         self.path = path
         self.file = file
@@ -217,7 +58,8 @@ class Run:
         self._task, self._given = task, objectives
         for asset in file.task.files.values():
             self.files.listed(asset)
-        for reference in file.stages:
+        self.lineage = Lineage(path, file)
+        for reference in self.lineage.path(leaf):
             self._open_stage(reference)
         for reference in file.set_aside:
             self.problems.append(
@@ -255,8 +97,8 @@ class Run:
         if facts.status == "recording":
             facts, said = unfinished(self.files, reference.folder, facts)
             self.problems.append(said)
-        elif (said := told_of(facts)) is not None:
-            self.problems.append(said)
+        elif (told := told_of(facts)) is not None:
+            self.problems.append(told)
         if facts.status == "complete" and facts.end is None:
             raise RunError(f"{path}: end: missing in a finished stage; restore the original file")
         previous = self.stages[-1] if self.stages else None
@@ -264,10 +106,20 @@ class Run:
         for file in facts.files():
             self.files.listed(file)
         check_parts(self.path, facts)
-        if facts.status == "complete":
+        tip = BASE if previous is None else previous.name
+        # One that was finished but not sealed, on another branch, is no part of this history.
+        if facts.status == "complete" and self.lineage.before(facts.name) == tip:
             self.stages.append(stage)
-        else:
+        elif facts.status == "recording":
             self.unfinished.append(stage)
+
+    def all_facts(self) -> list[StageFile]:
+        """What the stage.json of every finished stage says, also of other branches."""
+        return [
+            read_json(self.files.inside(f"{one.folder}/stage.json"), StageFile, one.sha256)
+            for one in self.file.stages
+            if one.sha256 is not None
+        ]
 
     @cached_property
     def task(self) -> Task:
@@ -364,6 +216,7 @@ def open_run(
     path: str | Path,
     task: Task | None = None,
     objectives: Mapping[str, Objective | Callable[..., Any]] | None = None,
+    leaf: str | None = None,
 ) -> Run:
     """Open a run folder.
 
@@ -377,9 +230,12 @@ def open_run(
         task: The task, if it is not installed or needs code of your own (a ``build_model``).
         objectives: Stage to its objective, where that is a function of your own or is not
             installed.
+        leaf: The stage whose model's history this is, for a run with branches: any of its stages,
+            or :data:`~stagelens.runs.lineage.NEWEST`. None where there is only one leaf.
 
     Raises:
-        RunError: The folder is missing, damaged or foreign; names the file and the field.
+        RunError: The folder is missing, damaged or foreign; names the file and the field. Or it has
+            several leaves, and none was named.
     """
     folder = copy_of(str(path)) if is_remote(path) else Path(path).expanduser()
     if not folder.is_dir():
@@ -390,6 +246,6 @@ def open_run(
             "stagelens.Recorder, or make the demo with: stagelens demo digits --out DIR"
         )
     path = CheckedFiles(folder).inside("run.json")
-    run = Run(folder, read_json(path, RunFile), task, objectives or {})
+    run = Run(folder, read_json(path, RunFile), task, objectives or {}, leaf)
     run.given.remember()
     return run

@@ -21,14 +21,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from .boundary_facts import STRICT, BestModel, Boundary, Environment, Tokenising, WeightAverage
+from .boundary_facts import (
+    STRICT,
+    BestModel,
+    Boundary,
+    Environment,
+    Merge,
+    Tokenising,
+    WeightAverage,
+)
+from .names import Name, RelativePath, Sha256
+from .names import check_name as check_name
+from .names import check_relative as check_relative
 from .objective_facts import ObjectiveFacts
 
 VERSION: Literal[3] = 3
@@ -36,46 +52,6 @@ VERSION: Literal[3] = 3
 
 Since 2, files carry a checksum of their own; since 3, whole numbers of batches are packed. Layouts
 1 and 2 are still read."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
-
-
-def check_name(name: str) -> str:
-    """Check that a run, stage or set can have this name in paths, links and sentences.
-
-    Raises:
-        ValueError: It has other characters, or more than 64.
-    """
-    # Windows drops dots and spaces at the end of a file name.
-    if not _NAME.fullmatch(name) or name.endswith((".", " ")):
-        raise ValueError(
-            f"{name!r} is not a usable name: use up to 64 letters, digits, spaces, '.', '_' or "
-            "'-', starting with a letter or digit"
-        )
-    return name
-
-
-def check_relative(path: str) -> str:
-    """Check that a path leads to a file below the run folder.
-
-    Raises:
-        ValueError: It leads elsewhere, or is not valid on every system.
-    """
-    # On Windows a backslash separates folders, and a colon follows a drive.
-    parts = path.split("/")
-    if (
-        path.startswith("/")
-        or "\\" in path
-        or ":" in path
-        or any(p in ("", ".", "..") for p in parts)
-    ):
-        raise ValueError(f"{path!r} is not a plain path inside the run folder")
-    return path
-
-
-Name = Annotated[str, AfterValidator(check_name)]
-RelativePath = Annotated[str, AfterValidator(check_relative)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Model(BaseModel):
@@ -248,6 +224,7 @@ class StageFile(Versioned):
             all of the model's. It matters where clipping counts others.
         accumulation: Micro-batches per update, of each process.
         parallel: The processes that trained it together; None for one.
+        merge: What its end was made of, where that was merged from others and not trained.
     """
 
     name: Name
@@ -286,6 +263,7 @@ class StageFile(Versioned):
     average: WeightAverage | None = None
     zeroed: Literal["optimizer", "model"] = "optimizer"
     parallel: Parallel | None = None
+    merge: Merge | None = None
 
     @model_validator(mode="after")
     def _recorded_facts(self) -> StageFile:
@@ -330,11 +308,22 @@ class TaskRef(_Model):
 
 
 class StageRef(_Model):
-    """A stage as ``run.json`` lists it; ``sha256`` of its stage.json once it is finished."""
+    """A stage as ``run.json`` lists it; ``sha256`` of its stage.json once it is finished.
+
+    ``parents`` are the stages that it started from, earlier in the list: one, or several of a
+    merge; ``base`` is the boundary before the first. Without it, the finished stage listed before.
+    """
 
     name: Name
     folder: RelativePath
     sha256: Sha256 | None = None
+    parents: Annotated[list[Name], Field(min_length=1)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Of a line nothing is said of parents, so that its run.json is as it always was.
+        said: dict[str, Any] = written(self)
+        return {name: value for name, value in said.items() if name != "parents" or value}
 
 
 class RunFile(Versioned):

@@ -53,19 +53,18 @@ def _recorded(run: Run) -> Iterator[Size]:
     def optimizers(states: list[StateRef]) -> int:
         return take([state.optimizer for state in states if state.optimizer is not None])
 
-    for stage in run.stages:
-        facts = stage.facts
+    for facts in run.all_facts():
         bounds = [state for state in (facts.start, facts.end) if state is not None]
         between = [each.state for each in facts.checkpoints]
-        yield Size(stage.name, "weights at its start and end", models(bounds))
-        yield Size(stage.name, "optimizer state there", optimizers(bounds))
+        yield Size(facts.name, "weights at its start and end", models(bounds))
+        yield Size(facts.name, "optimizer state there", optimizers(bounds))
         references = list(facts.reference_states.values())
-        yield Size(stage.name, "reference models", models(references))
-        yield Size(stage.name, "checkpoints in between", models(between) + optimizers(between))
+        yield Size(facts.name, "reference models", models(references))
+        yield Size(facts.name, "checkpoints in between", models(between) + optimizers(between))
         parts = [part for own in facts.parts_of_each for part in own]
         batches = [part.batches for part in parts if part.batches is not None]
-        yield Size(stage.name, "batches and random states", take(batches))
-        yield Size(stage.name, "steps", take([part.table for part in parts]))
+        yield Size(facts.name, "batches and random states", take(batches))
+        yield Size(facts.name, "steps", take([part.table for part in parts]))
 
 
 def _sets(run: Run) -> Iterator[Size]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stagelens.contracts import RunError
 
 from .files import check_changeable, is_sealed, read_json, write_json
+from .lineage import NEWEST
 from .run import Run, open_run
 from .schema import SetFile
 from .sets.evaluation_set import EvaluationSet
@@ -39,7 +40,7 @@ def upgrade(run: Run) -> list[str]:
     if is_sealed(run.path / "run.json") is None:
         write_json(run.path / "run.json", run.file)
         written.append("run.json")
-    if open_run(run.path).recording != run.recording:
+    if open_run(run.path, leaf=NEWEST).recording != run.recording:
         raise RunError(f"{run.path} has another digest after the upgrade; restore the original")
     return [name for name in written if name]
 
