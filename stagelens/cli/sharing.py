@@ -14,6 +14,7 @@ import pandas as pd
 import typer
 from rich.console import Console
 
+from stagelens.analyses.shares.bridge import bridges
 from stagelens.analyses.shares.halves import halves_cost
 from stagelens.analyses.shares.mean_table import mean_table
 from stagelens.analyses.shares.pairs import pairs_of
@@ -358,7 +359,7 @@ def _print(run: Run, result: CoalitionResult, every: Sequence[Shares]) -> None:
             explained.setdefault(said, []).append(name)
         if rest := rest_sentence(found):
             say(f"Without it, one at a time: {rest[0].lower()}{rest[1:]}")
-        for sentence in pair_sentences(pairs_of(found), kind, "example"):
+        for sentence in (*bridges(found), *pair_sentences(pairs_of(found), kind, "example")):
             say(str(sentence))
         for line in _apart(run, result, found):
             say(line)

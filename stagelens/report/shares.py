@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stagelens import charts
+from stagelens.analyses.shares.bridge import bridges
 from stagelens.analyses.shares.drawn_shares import drawn_shares_of
 from stagelens.analyses.shares.mean_table import mean_table
 from stagelens.analyses.shares.pairs import Pair, pairs_of
@@ -89,7 +90,7 @@ def _of_behaviour(
         chart(
             drawn,
             title=f"Share of each stage in the {phrase(behaviour)} on {about}{whose}",
-            sentences=(total_sentence(found, noun), *sentences),
+            sentences=(total_sentence(found, noun), *sentences, *bridges(found)),
             trust=known,
             **common,
         )
@@ -107,7 +108,7 @@ def _of_behaviour(
     made.append(
         finding(
             kind="table",
-            title=f"What is read of each stage, for the {phrase(behaviour)}{whose}",
+            title=f"Four readings of each stage, for the {phrase(behaviour)}{whose}",
             said=" ".join([*cautions(found), *([pair_rule(pairs, noun)] if pairs else [])]),
             rows=Rows.of(share_rows(found)),
             trust=known,

@@ -23,7 +23,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from . import intervals
 from .intervals import Interval, example_interval, mean_interval
 from .numbers import amount_text, count_text, is_share, phrase, scaled
-from .trust_words import holds, signs_known, trust_word
+from .trust_words import clear_over_draws, holds, signs_known, trust_word
 
 _TWO = 2.0
 """Standard deviations of the training noise that a finding has to exceed."""
@@ -296,8 +296,12 @@ def example_sentence(
 
 
 def is_certain(trust: StageTrust | None, behaviour: Behaviour) -> bool:
-    """Whether a number of this trust is stated without reservation."""
-    return trust is None or holds(trust, behaviour.name)
+    """Whether a number of this trust is stated without reservation.
+
+    A mean over draws is, if its interval leaves out zero, because that interval is printed with it.
+    """
+    name = behaviour.name
+    return trust is None or holds(trust, name) or clear_over_draws(trust, name)
 
 
 def would_be(effect: float, behaviour: Behaviour, trust: StageTrust | None) -> tuple[Part, ...]:

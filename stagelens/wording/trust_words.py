@@ -69,15 +69,15 @@ MEANINGS: Mapping[TrustWord, str] = {
     ),
     "reliable": (
         "not checked; in nine of ten such estimates the error is at most the one printed, and that "
-        f"is no more than {percent(RELIABLE_BELOW)}; only a replay decides; or a mean over draws, "
-        "each measured by training it, whose interval over them (95 %) leaves out zero"
+        f"is no more than {percent(RELIABLE_BELOW)}; only a replay decides. Of a mean over draws, "
+        "the error printed is half its interval over them (95 %)"
     ),
     "on recorded samples": (
         "a replay of training on sampled answers, with the answers as they were recorded; the "
         "model without the stage might have sampled others"
     ),
     "rough": "not checked, and the error may be larger or is not known; where steps were recorded, "
-    "a replay settles it; or a mean over draws whose interval over them holds zero or is not known",
+    "a replay settles it, and more draws do where it is a mean over them",
     "sign uncertain": (
         f"not checked, and more than {percent(WRONG_SIGNS_ABOVE)} of the signs may be wrong (where "
         f"that is not known: the error may be above {percent(SIGN_UNCERTAIN_ABOVE)}); credit may "
@@ -118,7 +118,9 @@ def trust_word(trust: StageTrust, behaviour: str | None = None) -> TrustWord:
 
 def _word_for_the_samples(trust: StageTrust, behaviour: str | None) -> TrustWord:
     if trust.over_draws:
-        return "reliable" if _width_over_draws(trust, behaviour) < HOLDS_ZERO else "rough"
+        # The same limit as of an estimate, so that one word has one meaning.
+        half = _width_over_draws(trust, behaviour) / 2
+        return "reliable" if half <= RELIABLE_BELOW else "rough"
     agreement = _agreement(trust, behaviour)
     if agreement is not None:
         return "verified" if agreement.agrees else "does not agree"
@@ -148,7 +150,15 @@ def trust_of_row(trust: StageTrust, row: Mapping[str, Any], behaviour: str) -> S
 
 HOLDS_ZERO = 2.0
 """The interval of a mean over draws, which lies evenly around it, holds zero from this width on, in
-sizes of the mean. Nothing is estimated in a draw, so chance over draws alone decides."""
+sizes of the mean."""
+
+
+def clear_over_draws(trust: StageTrust, behaviour: str | None = None) -> bool:
+    """Whether a number is a mean over draws whose interval over them leaves out zero.
+
+    Nothing is estimated in a draw, so its sign is then known, however rough its size is.
+    """
+    return bool(trust.over_draws) and _width_over_draws(trust, behaviour) < HOLDS_ZERO
 
 
 def _width_over_draws(trust: StageTrust, behaviour: str | None) -> float:
@@ -312,7 +322,8 @@ def trust_advice(trust: StageTrust, behaviour: str | None = None) -> str:
     """Whether to rely on the number; nothing where it is exact or refused."""
     word = trust_word(trust, behaviour)
     if trust.over_draws:
-        return _OVER_DRAWS.get(word, "")
+        clear = word == "rough" and clear_over_draws(trust, behaviour)
+        return _SIGN_OVER_DRAWS if clear else _OVER_DRAWS.get(word, "")
     if trust.no_replay and word in _UNSETTLED:
         return f"{_UNSETTLED[word]} No replay can settle it: {trust.no_replay}."
     return _ADVICE.get(word, "")
@@ -328,10 +339,13 @@ _ADVICE: Mapping[TrustWord, str] = {
 }
 
 _OVER_DRAWS: Mapping[TrustWord, str] = {
-    "reliable": "Rely on its interval over draws, which leaves out zero.",
+    "reliable": "Rely on it, as far as its interval over draws goes.",
     "rough": "Rely on its interval over draws, not on its size.",
 }
 """The same of a mean over draws."""
+
+_SIGN_OVER_DRAWS = "Rely on its sign and on its interval over draws, not on its size."
+"""The same of a rough one whose interval leaves out zero."""
 
 _UNSETTLED: Mapping[TrustWord, str] = {
     "rough": "Do not rely on it.",

@@ -38,7 +38,7 @@ def test_rows_of_shares_add_up_and_have_their_trust(whole: Report) -> None:
     assert own["stage"].tolist() == ["pretrain", "shortcut", "mislabelled", "adapt"]
     assert set(own["trust_of_row"]) == {"exact"}
     assert set(own["estimator"]) == {"shares by replay"}
-    read = table[table["title"] == "What is read of each stage, for the margin"]
+    read = table[table["title"] == "Four readings of each stage, for the margin"]
     sums = read[["share", "seen after"]].astype(float).sum()
     assert sums["share"] == pytest.approx(sums["seen after"], abs=1e-6)
     pairs = table[table["title"].str.startswith("What pairs of stages do to the margin")]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stagelens.analyses.shares import orders
+from stagelens.analyses.shares.bridge import bridges
 from stagelens.analyses.shares.means import Mean
 from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.sentences import (
@@ -77,6 +78,23 @@ def test_the_whole_is_said_with_every_share() -> None:
 def test_what_single_effects_leave_unsaid_is_told() -> None:
     said = rest_sentence(two(0, 5, 2, 4, spread=0))
     assert said.startswith("Together these effects are +1.00, while training as a whole did +4.00")
+
+
+def test_an_effect_and_a_share_of_opposite_sign_are_told_to_hold_both() -> None:
+    found = two(0, 5, 3, 4, spread=0)
+    (said,) = bridges(found)
+    assert str(said) == (
+        "shortcut gets numbers of opposite sign, and both hold: taken out of the final model, "
+        "where all other stages happened, its effect is −1.00; its share, which averages over "
+        "every set of stages that it could have joined, is +1.00, because it worked the other way "
+        "where others were missing: alone it gives +3.00."
+    )
+    assert list(map(str, bridges(found, example=7))) == [str(said)]
+    assert bridges(found, only="pretrain") == []
+    assert bridges(two(0, 5, 1, 6)) == []
+    assert bridges(two(0, 5, 3, 4, spread=60.0)) == []  # neither is clear
+    unsure = trust(expected_error=0.9, typical_error=0.5, group_error=0.01, reliable=False)
+    assert bridges(two(0, 5, 3, 4, known={1: unsure, 2: unsure})) == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from math import isfinite
 
+from stagelens.analyses.shares.bridge import bridges
 from stagelens.analyses.shares.drawn_shares import drawn_shares_of
 from stagelens.analyses.shares.sentences import share_sentence
 from stagelens.analyses.shares.share_table import SHARE, Shares, shares_of
@@ -180,14 +181,16 @@ def _statements(basis: Basis, stage: str) -> list[Statement]:
             best.of(behaviour.name), behaviour, [stage], best.trust, basis.noun, basis.by,
             limit=_MOST, orders=basis.orders, draws=basis.draws,
         )  # fmt: skip
-        share = _share(basis, stage, behaviour)
-        told = [*([] if share is None else [share]), *found]
+        told = [*_share(basis, stage, behaviour), *found]
         made += [_statement(one, basis.examples.name, behaviour) for one in told]
     return made
 
 
-def _share(basis: Basis, stage: str, behaviour: Behaviour) -> Sentence | None:
-    """A stage's share: of the recipe where it was drawn, else in this run."""
+def _share(basis: Basis, stage: str, behaviour: Behaviour) -> list[Sentence]:
+    """A stage's share, and why its effect may seem to contradict it; none where not known.
+
+    Of the recipe where it was drawn, else in this run.
+    """
     found: Shares | None = None
     if (redrawn := of_recipe(basis.run, basis.examples.name)) is not None:
         found = drawn_shares_of(redrawn, behaviour.name)
@@ -195,11 +198,13 @@ def _share(basis: Basis, stage: str, behaviour: Behaviour) -> Sentence | None:
     if found is None and measured is not None and behaviour.name in measured.behaviours:
         with suppress(StageLensError):  # too little was computed for shares
             found = shares_of(measured, behaviour.name)
-    means = [] if found is None else found.means(SHARE)
-    one = next((each for each in means if each.name == stage), None)
+    if found is None:
+        return []
+    one = next((each for each in found.means(SHARE) if each.name == stage), None)
     if one is None or one.trust.trust == "refused" or not isfinite(one.mean):
-        return None
-    return share_sentence(one, behaviour, slice_parts(basis.noun), basis.noun)
+        return []
+    said = share_sentence(one, behaviour, slice_parts(basis.noun), basis.noun)
+    return [said, *bridges(found, only=stage)]
 
 
 def _statement(sentence: Sentence, set_name: str, behaviour: Behaviour) -> Statement:

@@ -21,7 +21,7 @@ from stagelens.contracts import Behaviour
 from stagelens.estimators.durations import paces
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, job_progress
+from stagelens.ui.pieces import components, job_progress, state
 from stagelens.ui.reading.browse import Chosen, effect_column
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
@@ -30,7 +30,7 @@ from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.signs import gain_text, side
 from stagelens.wording.trust_words import FIRST_ORDER, MARKS, samples_sentence, trust_word
 
-ABOUT = "about"
+_ABOUT = "asked-about"
 ONE, SHOWN = "This example", "Mean of the examples shown"
 """Key of the control that chooses whose behaviour is asked about, and its options."""
 
@@ -83,12 +83,13 @@ class Asked:
 def choose(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str) -> Asked:
     """The controls: about this example or the mean of those shown, and in which stage."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        # Not bound to the address: that forgets what is chosen on another tab's copy of a control.
+        state.prepare(_ABOUT, SHOWN if state.asked_about() == SHOWN else ONE)
         about = st.segmented_control(
             "Asked about",
             [ONE, SHOWN],
-            default=ONE,
-            key=ABOUT,
-            bind="query-params",
+            key=_ABOUT,
+            on_change=_ask,
             required=True,
             help=f"The behaviour of this example, or its mean over the "
             f"{count_text(len(chosen), workspace.noun)} that pass the filters.",
@@ -102,6 +103,10 @@ def choose(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
     question = _question(workspace, chosen, ids) if mean else Question(ids=ids)
     trust = effects.trust.get(stage)
     return Asked(ids, chosen.behaviour, stage, means[stage], trust, question)
+
+
+def _ask() -> None:
+    state.ask_about(SHOWN if st.session_state[_ABOUT] == SHOWN else None)
 
 
 def _stage(workspace: Workspace, effects: Mapping[str, float]) -> str:

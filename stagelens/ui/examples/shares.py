@@ -7,6 +7,7 @@ import streamlit as st
 
 from stagelens import charts
 from stagelens.analyses.shares import sentences
+from stagelens.analyses.shares.bridge import bridges
 from stagelens.analyses.shares.share_table import SEEN_AFTER, SHARE, WITHOUT, Shares
 from stagelens.contracts import Behaviour
 from stagelens.ui.opening.workspace import Workspace
@@ -53,6 +54,8 @@ def waterfall(
     what = readings.DIFFERENCE if reading == SEEN_AFTER else "share"
     title = "Seen after each stage" if reading == SEEN_AFTER else "Share of each stage"
     example = f"example {row['example_id']}"
+    if reading == SHARE:
+        components.sentences(bridges(found, example=place))
     ends = float(found.base[place]), float(found.final[place])
     either = charts.EITHER
     chart = drawing.chart(charts.waterfall, means, *ends, behaviour, either, example, what)
@@ -63,7 +66,10 @@ def waterfall(
         About(
             title=f"{title} on {example}",
             behaviour=behaviour.name,
-            sentences=lambda: said(found, reading, place),
+            sentences=lambda: [
+                *said(found, reading, place),
+                *(bridges(found, example=place) if reading == SHARE else ()),
+            ],
             estimator=f"shares by {found.estimator}",
             trust=[one.trust for one in means],
             filters={"example": str(row["example_id"])},

@@ -11,6 +11,7 @@ import streamlit as st
 
 from stagelens import charts
 from stagelens.analyses.shares import sentences
+from stagelens.analyses.shares.bridge import bridges
 from stagelens.analyses.shares.means import Mean
 from stagelens.analyses.shares.pairs import Pair
 from stagelens.analyses.shares.share_table import (
@@ -49,6 +50,7 @@ def left_unsaid(
         return
     chosen = reading_shares.chosen(workspace.at, workspace.examples.name, by, group)
     components.text_block(sentences.rest_sentence(found, chosen), muted=True)
+    components.sentences(bridges(found, chosen))
 
 
 def adding_up(
@@ -101,7 +103,7 @@ def waterfall(
     told = [] if by_choice else sentences.pair_sentences(pairs, behaviour, noun, column, group)
     with st.container(border=True):
         total = sentences.total_sentence(found, noun, column, group, chosen)
-        components.sentences([total, *told], size="1.05rem")
+        components.sentences([total, *told, *bridges(found, chosen)], size="1.05rem")
         if pairs and not by_choice:
             components.text_block(sentences.pair_rule(pairs, noun), muted=True)
     means = found.means(SHARE, chosen)

@@ -28,6 +28,8 @@ PAGE = "page"
 BESIDE = "beside"
 OFF = "off"
 """Names of the stages that are switched off on the Overview, with commas between them."""
+ABOUT = "about"
+"""Whose behaviour *When* and *Which data* ask about; nothing for the one example."""
 BLOCK = "block"
 """Place of the block of the network that is looked at."""
 WALL, EVERYTHING = "wall", "all"
@@ -228,6 +230,16 @@ def example(ids: Collection[str]) -> str | None:
     """The chosen example, where it is one of ``ids``."""
     chosen = _get(EXAMPLE)
     return chosen if chosen in ids else None
+
+
+def asked_about() -> str | None:
+    """Whose behaviour is asked about, where it is not the one example's; not checked."""
+    return _get(ABOUT)
+
+
+def ask_about(value: str | None) -> None:
+    """Ask about others than the one example, or about that; the URL follows."""
+    _set(ABOUT, value)
 
 
 def opened() -> bool:
