@@ -47,7 +47,7 @@ PLANS = (
     StagePlan("pretrain", "700 clean digits", slice(0, 700), "SGD", 0.05, 12),
     StagePlan(
         "shortcut",
-        f"300 digits under noise; planted: every {STAMPED_CLASS} carries a stamp in the top left "
+        f"300 digits under noise; planted: all {STAMPED_CLASS}s carry a stamp in the top left "
         "corner",
         slice(700, 1000),
         "AdamW",

@@ -197,18 +197,12 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
             disabled=settings.read_only(),
             icon=":material/timeline:",
             key="contribute",
-            on_click=_start,
-            args=(arguments,),
+            on_click=job_progress.begin,
+            args=(arguments, "The sweep for contributions"),
             help=settings.READ_ONLY
             if settings.read_only()
             else "Runs in the background: python -m stagelens contributions.",
         )
-
-
-def _start(arguments: tuple[str, ...]) -> None:
-    # A callback, whose errors no page would tell.
-    with components.errors_told():
-        jobs.start(arguments, "The sweep for contributions")
 
 
 def _impossible(workspace: Workspace, asked: Asked) -> str | None:

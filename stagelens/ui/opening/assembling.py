@@ -25,7 +25,7 @@ def _key(name: str) -> str:
     return f"{state.ASSEMBLE}{name}"
 
 
-_ROWS, _NEXT, _ASKED = map(_key, ("rows", "next", "asked"))
+_ROWS, _NEXT, _ASKED, _WRONG = map(_key, ("rows", "next", "asked", "wrong"))
 TITLE = "Make a run from checkpoints"
 _FROM_CONFIG = "What config.json names"
 _SPLIT, _UNLABELLED = "Split of a saved dataset", "Without labels"
@@ -120,8 +120,16 @@ def card() -> None:
         )
     if asked is not None and job_progress.job_state(asked.key, "Dismiss", _in_fields):
         return
-    if st.button("Make the run", type="primary", icon=":material/layers:", key=_key("make")):
-        _start(rows)
+    st.button(
+        "Make the run",
+        type="primary",
+        icon=":material/layers:",
+        key=_key("make"),
+        on_click=_start,
+        args=(rows,),
+    )
+    for message in st.session_state.pop(_WRONG, ()):
+        components.error_state(message)
     home = components.plain(str(settings.home()))
     st.caption(f"It is made below {home}. Checkpoints and files are read from the folders above.")
 
@@ -219,7 +227,7 @@ def _typed(name: str) -> str:
 
 
 def _start(rows: Sequence[int]) -> None:
-    """Start the job, or say everything that is wrong; what was typed stays."""
+    """Start the job, or keep everything that is wrong for the form to say; what was typed stays."""
     wrong: list[str] = []
     try:
         out = _folder(_typed("name"))
@@ -252,14 +260,14 @@ def _start(rows: Sequence[int]) -> None:
         words.append("--link")
     if st.session_state[_key("pickles")]:
         words.append("--allow-bin")
-    for message in wrong:
-        components.error_state(message)
     if not wrong:
         asked = _Asked(tuple(words), out)
-        with components.errors_told():
+        try:
             jobs.start(asked.arguments, "Making the run", out=out)
             st.session_state[_ASKED] = asked
-            st.rerun()
+        except StageLensError as error:
+            wrong.append(str(error))
+    st.session_state[_WRONG] = wrong
 
 
 def _usable(name: str) -> str:

@@ -199,17 +199,12 @@ def _prices(computable: Computable, left: Sequence[Left]) -> None:
                 components.plain(f"Replay {one.stage}{time}"),
                 icon=":material/replay:",
                 key=f"replay-{number}",
-                on_click=_asked,
-                args=(computable.replay(one.stage), one.stage),
+                on_click=job_progress.begin,
+                args=(computable.replay(one.stage), f"Replay of {one.stage}"),
                 width="stretch",
             )
             command = replay_plan.replay_command(computable.at.path, computable.set_name, one.stage)
             st.code(command, language=None, wrap_lines=True)
-
-
-def _asked(arguments: tuple[str, ...], stage: str) -> None:
-    with components.errors_told():
-        jobs.start(arguments, f"Replay of {stage}")
 
 
 def _limit() -> str:
@@ -249,8 +244,8 @@ def _again(arguments: tuple[str, ...], limit: str) -> None:
         icon=":material/replay:",
         help=_HELP,
         key="start-replay",
-        on_click=_asked,
-        args=(arguments, "all stages"),
+        on_click=job_progress.begin,
+        args=(arguments, "Replay of all stages"),
         width="stretch",
     )
 

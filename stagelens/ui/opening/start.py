@@ -163,25 +163,27 @@ def _demo_card(demo: _Demo) -> None:
     if job_progress.job_state(demo.job, "Try again"):
         st.caption("The demo is being trained and measured. You can leave this page open.")
         return
-    if st.button(
+    st.button(
         f"Open the {demo.name} demo",
         type="primary" if demo.name == settings.DEMO else "secondary",
         icon=":material/play_arrow:",
         key="open-demo" if demo.name == settings.DEMO else f"open-demo-{demo.name}",
         help=None if built else f"Trains the demo on this machine first; it takes {demo.takes}.",
-    ):
-        with components.errors_told():
-            if not settings.demo_built(demo.name):
-                jobs.start(
-                    demo.command,
-                    f"Building the {demo.name} demo",
-                    out=settings.demo_folder(demo.name),
-                )
-            # Opened before it is built: this page shows the progress until it is.
-            state.open_reference(demo.name)
-            st.rerun()
+        on_click=_open_demo,
+        args=(demo,),
+    )
     if not built:
         st.caption(f"Built on first use, in {demo.takes}. Nothing is downloaded.")
+
+
+def _open_demo(demo: _Demo) -> None:
+    # A callback, whose errors no page would tell.
+    with components.errors_told():
+        if not settings.demo_built(demo.name):
+            folder = settings.demo_folder(demo.name)
+            jobs.start(demo.command, f"Building the {demo.name} demo", out=folder)
+        # Opened before it is built: this page shows the progress until it is.
+        state.open_reference(demo.name)
 
 
 def _folder_card() -> None:

@@ -109,19 +109,15 @@ def start(asked: tuple[str, ...], told: str, key: str) -> None:
     components.text_block(told)
     if components.only_shown():
         return
-    if st.button(
+    st.button(
         f"Compute {key}",
         type="primary",
         icon=":material/pie_chart:",
         key=f"start-{key}",
         help=f"Runs in the background: python -m stagelens {asked[0]}.",
-    ):
-        try:
-            jobs.start(asked, _TITLE)
-        except StageLensError as error:
-            components.error_state(str(error))
-            return
-        st.rerun()
+        on_click=job_progress.begin,
+        args=(asked, _TITLE),
+    )
 
 
 def cost_text(run: Run, price: Cost) -> str:

@@ -12,7 +12,7 @@ from stagelens.ui.server import jobs
 from stagelens.ui.server.child import Status
 from stagelens.wording.numbers import predicted_time
 
-from .components import error_state, text_block
+from .components import error_state, errors_told, text_block
 from .escaping import plain
 
 GOES_ON = "You can close this page: it goes on, and the result will be here."
@@ -61,6 +61,13 @@ def job_state(
                 st.code(log, language=None, wrap_lines=True)
         st.button(again, on_click=jobs.forget, args=(tuple(arguments),), key=f"again-{arguments}")
     return False
+
+
+def begin(arguments: tuple[str, ...], title: str) -> None:
+    """Start a job: the ``on_click`` of its button, so that no rerun can lose the press."""
+    # A callback, whose errors no page would tell.
+    with errors_told():
+        jobs.start(arguments, title)
 
 
 @st.fragment(run_every=0.5)

@@ -11,6 +11,7 @@ from stagelens import charts
 from stagelens.analyses.removal.comparison import AFTER, BEFORE
 from stagelens.analyses.removal.spec import Edit
 from stagelens.charts.removal import group_accuracy
+from stagelens.contracts import StageLensError
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.ui.pieces import components, drawing, job_progress, state
 from stagelens.ui.server import jobs, settings
@@ -19,6 +20,7 @@ from . import edited_models
 from .edited_models import RemovalView, Wanted
 
 _SAVED = state.session_key("removal-saved")
+_TOLD = state.session_key("removal-not-saved")
 # No separator and no leading dot: the name stays below the home, and is not hidden.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -61,9 +63,13 @@ def check(view: RemovalView, wanted: Wanted) -> None:
     arguments = view.arguments(_replayed(missing[0]))
     if job_progress.job_state(arguments, "Try again"):
         return
-    if st.button("Check by replay", icon=":material/verified:", key="remove-check"):
-        jobs.start(arguments, f"Replay without {missing[0]}")
-        st.rerun()
+    st.button(
+        "Check by replay",
+        icon=":material/verified:",
+        key="remove-check",
+        on_click=job_progress.begin,
+        args=(arguments, f"Replay without {missing[0]}"),
+    )
 
 
 def _settled(view: RemovalView, edit: Edit) -> None:
@@ -109,22 +115,18 @@ def save(view: RemovalView, wanted: Wanted) -> None:
     stages = "-".join(wanted.edit.strengths)
     proposed = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{view.workspace.run.name}-without-{stages}")[:64]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        name = st.text_input("Name of the folder", proposed, max_chars=64, width=360)
-        pressed = st.button("Save", icon=":material/save:", type="primary", key="remove-save")
-    if pressed:
-        out = folder / name
-        if not _NAME.fullmatch(name):
-            components.error_state(
-                f"{name!r} is not a usable name; use letters, digits, '.', '_' and '-'"
-            )
-        # Refused now, and not only by the rename at the end of the work.
-        elif out.exists():
-            components.error_state(
-                f"{out} already exists, and nothing is ever overwritten; choose another name"
-            )
-        else:
-            jobs.start(wanted.arguments, "Saving the edited model", out=out)
-            st.session_state[_SAVED] = (wanted.arguments, out)
+        key = f"save-as-{proposed}"  # another edit is proposed another name
+        st.text_input("Name of the folder", proposed, max_chars=64, width=360, key=key)
+        st.button(
+            "Save",
+            icon=":material/save:",
+            type="primary",
+            key="remove-save",
+            on_click=_save,
+            args=(wanted.arguments, key),
+        )
+    if told := st.session_state.pop(_TOLD, None):
+        components.error_state(told)
     saved: tuple[tuple[str, ...], Path] | None = st.session_state.get(_SAVED)
     # After a moved slider, the last message would be about another edit.
     if saved is None or saved[0] != wanted.arguments:
@@ -133,3 +135,23 @@ def save(view: RemovalView, wanted: Wanted) -> None:
         job = jobs.find(making)
         if job is not None and job.status().state == "done":
             st.success(components.plain(f"Saved in {saved[1]}"), icon=":material/check_circle:")
+
+
+def _save(arguments: tuple[str, ...], key: str) -> None:
+    """Start saving under the name that was typed, or keep why not for the page to tell."""
+    name = st.session_state[key]
+    out = settings.home() / "edited" / name
+    try:
+        if not _NAME.fullmatch(name):
+            raise StageLensError(
+                f"{name!r} is not a usable name; use letters, digits, '.', '_' and '-'"
+            )
+        if out.exists():  # refused now, and not only by the rename at the end of the work
+            raise StageLensError(
+                f"{out} already exists, and nothing is ever overwritten; choose another name"
+            )
+        jobs.start(arguments, "Saving the edited model", out=out)
+    except StageLensError as error:
+        st.session_state[_TOLD] = str(error)
+    else:
+        st.session_state[_SAVED] = (arguments, out)

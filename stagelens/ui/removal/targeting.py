@@ -9,7 +9,6 @@ from stagelens.analyses.removal import targets
 from stagelens.analyses.removal.targets import Found, Target
 from stagelens.charts.removal import layer_strengths
 from stagelens.ui.pieces import components, drawing, job_progress
-from stagelens.ui.server import jobs
 
 from . import edited_models
 from .edited_models import RemovalView, Wanted
@@ -106,9 +105,13 @@ def _start(view: RemovalView, target: Target) -> None:
     if job_progress.job_state(chosen, "Try again"):
         st.caption("The search measures edits on the validation part only.")
         return
-    if st.button("Find the smallest edit", type="primary", icon=":material/target:"):
-        jobs.start(chosen, "The search")
-        st.rerun()
+    st.button(
+        "Find the smallest edit",
+        type="primary",
+        icon=":material/target:",
+        on_click=job_progress.begin,
+        args=(chosen, "The search"),
+    )
 
 
 def _show(view: RemovalView, found: Found) -> None:

@@ -15,7 +15,7 @@ from stagelens.runs import described
 from stagelens.runs.run import Run
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress, state
-from stagelens.ui.server import jobs, settings
+from stagelens.ui.server import settings
 from stagelens.wording.numbers import count_text
 
 _SAID = state.session_key("described")
@@ -76,15 +76,15 @@ def _counting(workspace: Workspace) -> None:
     if job_progress.job_state(asked, "Dismiss"):
         return
     components.text_block("The computing that each stage took has not been counted.", muted=True)
-    if not components.only_shown() and st.button(
-        "Count it", key="count-operations", icon=":material/calculate:", help="Takes seconds."
-    ):
-        try:
-            jobs.start(asked, "Counting operations")
-        except StageLensError as error:
-            components.error_state(str(error))
-            return
-        st.rerun()
+    if not components.only_shown():
+        st.button(
+            "Count it",
+            key="count-operations",
+            icon=":material/calculate:",
+            help="Takes seconds.",
+            on_click=job_progress.begin,
+            args=(asked, "Counting operations"),
+        )
 
 
 def _form(run: Run, said: described.RunAnswers) -> None:

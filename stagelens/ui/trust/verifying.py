@@ -129,7 +129,7 @@ def _run(workspace: Workspace, chosen: tuple[str, ...], complete: bool) -> None:
     _prediction(workspace, chosen)
     if not complete:
         st.caption("Choose at least one estimator, and a budget for coarse-replay.")
-    if st.button(
+    st.button(
         "Verify by replay",
         type="primary",
         icon=":material/verified:",
@@ -138,10 +138,14 @@ def _run(workspace: Workspace, chosen: tuple[str, ...], complete: bool) -> None:
         help=settings.READ_ONLY
         if settings.read_only()
         else "Runs in the background: python -m stagelens verify.",
-    ):
-        jobs.start(chosen, _TITLE)
-        st.session_state[VERIFICATION] = chosen
-        st.rerun()
+        on_click=_begin,
+        args=(chosen,),
+    )
+
+
+def _begin(chosen: tuple[str, ...]) -> None:
+    job_progress.begin(chosen, _TITLE)
+    st.session_state[VERIFICATION] = chosen
 
 
 def _prediction(workspace: Workspace, chosen: tuple[str, ...]) -> None:
