@@ -48,6 +48,8 @@ def test_features_are_looked_for_and_their_examples_opened(
     screenshot(page, "features")
     check_narrow(page, "features")
     example = page.get_by_role("link").filter(has=page.get_by_role("img", name="Example ")).first
+    page.evaluate("window.entries = history.length")
     example.click()
     settle(page, "Effect of each stage")
+    assert page.evaluate("history.length - window.entries") == 1  # turned, not loaded anew
     assert "/Examples" in page.url and "example=" in page.url

@@ -68,9 +68,12 @@ def test_keys_switch_and_go_from_card_to_card_and_a_link_holds_what_is_off(
     page.keyboard.press("ArrowRight")
     expect(second).to_be_focused()
     named = str(second.get_attribute("href")).rpartition("example=")[2].partition("&")[0]
+    page.evaluate("window.entries = history.length")
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile(f"/Examples.*example={named}"))
     settle(page)
+    # One step back leads back; and the page was turned, not loaded anew, which knows no number.
+    assert page.evaluate("history.length - window.entries") == 1
 
 
 def test_all_examples_are_one_click_away(server, page: Page, settle) -> None:

@@ -32,6 +32,12 @@ def drawn(app: AppTest) -> list[str]:
     return [html.unescape(said) for said in found]
 
 
+def boards(app: AppTest) -> list[dict[str, Any]]:
+    """What the components are given that people see; the one that follows links shows nothing."""
+    found = [each.proto for each in app.get("bidi_component")]
+    return [json.loads(each.json) for each in found if "links" not in each.component_name]
+
+
 def table(app: AppTest) -> pd.DataFrame:
     """The first table."""
     return app.dataframe[0].value

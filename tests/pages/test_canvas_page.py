@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from stagelens.runs.sets.images import encode_pixels
 from stagelens.ui.examples import canvas, drawings, live_answers
 from stagelens.ui.examples.drawings import Paper
 from stagelens.ui.examples.live_answers import Question
-from tests.pages.reading import check, words
+from tests.pages.reading import boards, check, words
 
 PAGE, OWN = "pages/1_Examples.py", "run=digits&view=Own+example"
 PAPER = Paper(1, 8, 8, 240)
@@ -25,8 +24,8 @@ PAPER = Paper(1, 8, 8, 240)
 
 def given(app: AppTest) -> dict[str, Any]:
     """What the canvas is given."""
-    (one,) = check(app).get("bidi_component")
-    return json.loads(one.proto.json)
+    (one,) = boards(check(app))
+    return one
 
 
 def ask(app: AppTest, pixels: np.ndarray, name: str = canvas.DRAWING) -> AppTest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from stagelens.effects.draws import interval_over_draws
 from stagelens.runs.run import open_run
 from stagelens.ui.server import jobs
-from tests.pages.reading import check, figures, words
+from tests.pages.reading import boards, check, figures, words
 from tests.support.coalitions import store
 from tests.support.made_draws import write_drawn_coalitions, write_draws
 
@@ -70,8 +69,8 @@ def test_of_the_recipe_bars_and_sentences_are_means_over_draws(open_page, drawn:
     trusts = next(one.value for one in recipe.dataframe if "stage effect" in one.value.columns)
     assert set(trusts["trust"]) == {"rough"}  # of known sign, so that they are stated
     assert "rough (±48 % over draws)" in said
-    boards = [json.loads(app.get("bidi_component")[0].proto.json) for app in (run, recipe)]
-    own = ["are of this run, not of its recipe" in board["title"] for board in boards]
+    shown = [boards(app)[0] for app in (run, recipe)]
+    own = ["are of this run, not of its recipe" in board["title"] for board in shown]
     assert own == [False, True]  # its models answer as before, and it says so
     # What lies between stages is known of the recorded run alone, and is called so.
     note = "Of this run: draws of the recipe keep no model between stages"

@@ -59,7 +59,7 @@ def test_what_is_planted_is_called_planted(open_page, demo: Path) -> None:
     [
         ("label=3", lambda t: t["label"] == "3"),
         ("group=stamped", lambda t: t["group"] == "stamped"),
-        ("answers=wrong", lambda t: t["prediction"] != t["label"]),
+        ("answers=wrong&answer=3", lambda t: (t["prediction"] == "3") & (t["label"] != "3")),
         ("stage=shortcut&side=blame", lambda t: t["effect"] > 0),
         ("stage=shortcut&side=credit", lambda t: t["effect"] < 0),
         ("stage=shortcut&changed=true", lambda t: t["prediction"] != t["prediction_without"]),
@@ -93,7 +93,12 @@ def test_filters_hold_together(open_page, demo: Path, effects: pd.DataFrame) -> 
         & (effects["prediction"] != effects["label"])
         & (effects["effect"] > 0)
     ].sort_values("effect", ascending=False, kind="stable")
-    assert table(app)["id"].tolist() == rows["example_id"].head(PAGE_SIZE).tolist()
+    shown = table(app)
+    assert shown["id"].tolist() == rows["example_id"].head(PAGE_SIZE).tolist()
+    # With a stage chosen, what the model without it answers stands beside the final answer.
+    without = (f"{'✓' if r.prediction_without == r.label else '✗'} {r.prediction_without}"
+               for r in rows.head(PAGE_SIZE).itertuples())  # fmt: skip
+    assert shown["answer without"].tolist() == list(without)
 
 
 def test_nothing_left_says_what_to_do(open_page, demo: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_map_of_a_group_and_the_examples_that_a_block_changes_most(
     assert "What convolution 2 changes" in words(linked)
     # Without a choice it is the stage to blame for the behaviour of the group that is looked at.
     unchosen = _PART.replace("&stage=shortcut", "")
-    assert "Shown is shortcut, the stage most to blame on stamped images (margin);" in words(
+    assert "Shown is shortcut, the stage most to blame for the margin on stamped images;" in words(
         check(open_page(demo_copy.parent, unchosen, _PAGE))
     )
     for wrong in ("99", "-1", "x"):

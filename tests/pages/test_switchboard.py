@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from streamlit.testing.v1 import AppTest
 from stagelens.effects.coalition_results import FOLDER, load_coalitions
 from stagelens.effects.results import load_result
 from stagelens.runs.run import open_run
-from tests.pages.reading import check, labels, words
+from tests.pages.reading import boards, check, labels, words
 
 
 def board(app: AppTest) -> dict[str, Any]:
     """What the component is given."""
-    return json.loads(check(app).get("bidi_component")[0].proto.json)
+    return boards(check(app))[0]
 
 
 def test_all_on_is_the_final_model_and_one_off_is_its_stage_effect(open_page, demo: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from stagelens.tasks.transformer_task import TransformerTask
 from stagelens.ui.examples.live_answers import Question
 from stagelens.ui.examples.word_board import WRITTEN
 from stagelens.wording.numbers import number
-from tests.pages.reading import check, drawn, figures, labels, table, words
+from tests.pages.reading import boards, check, drawn, figures, labels, table, words
 from tests.support import hostile, small_texts
 from tests.support.text_runs import PROMPTS, STAGES
 from tests.unit.test_untrusted_tokenizers import BAD, PANICS, spoiled
@@ -244,8 +243,8 @@ def test_hostile_text_in_the_box_is_asked_about_as_text(
 ) -> None:
     app = check(open_page(text_runs, "run=comments&view=Own+example", PAGE))
     nothing_acts(check(ask(app, text=text)))
-    (board,) = app.get("bidi_component")
-    assert json.loads(board.proto.json)["text"] == text
+    (board,) = boards(app)
+    assert board["text"] == text
     assert "The final model answers" in words(app)
     assert "cut to 24 tokens" in words(app) or text == hostile.LONG[0]
     app = check(open_page(text_runs, "run=prompts&view=Own+example", PAGE))

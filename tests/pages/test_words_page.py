@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from stagelens.runs.run import open_run
 from stagelens.ui.examples import live_answers, word_board
 from stagelens.ui.examples.live_answers import Question
 from stagelens.ui.examples.word_board import FINAL, WRITTEN
-from tests.pages.reading import check, words
+from tests.pages.reading import boards, check, words
 from tests.support import small_texts
 
 PAGE = "pages/1_Examples.py"
@@ -26,8 +25,8 @@ OWN = "run=comments&view=Own+example&measure=margin"
 
 def given(app: AppTest) -> dict[str, Any]:
     """What the component is given."""
-    (one,) = check(app).get("bidi_component")
-    return json.loads(one.proto.json)
+    (one,) = boards(check(app))
+    return one
 
 
 def typed(app: AppTest, text: str) -> AppTest:
@@ -89,7 +88,7 @@ def test_many_words_are_answered_without_shades(open_page, text_runs: Path) -> N
 
 def test_texts_that_belong_together_are_asked_together(open_page, text_runs: Path) -> None:
     app = check(open_page(text_runs, "run=prompts&view=Own+example", PAGE))
-    assert not app.get("bidi_component")
+    assert not boards(app)
     assert "Not answered while you type: an answer is about all of these texts" in words(app)
     next(g for g in app.button_group if g.key == "own-kind").set_value("Whole text")
     shown = given(typed(app.run(), "the cat sat"))
@@ -102,7 +101,7 @@ def test_models_that_do_not_stay_in_memory_are_asked_once(
 ) -> None:
     monkeypatch.setenv("STAGELENS_MEMORY", "0.001 MB")
     app = check(open_page(text_runs, OWN, PAGE))
-    assert not app.get("bidi_component") and "Not answered while you type: all models" in words(app)
+    assert not boards(app) and "Not answered while you type: all models" in words(app)
     app.text_area(key="own-text").input("birds sing")
     next(b for b in app.button if b.label == "Ask the models").click()
     assert "The final model answers" in words(check(app.run()))

@@ -20,7 +20,7 @@ from stagelens.runs.run import Run
 from stagelens.runs.schema import Name, Versioned, check_name, digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
-BY_OUTCOME = ("answers", "changed", "side", "strength")
+BY_OUTCOME = ("answers", "answer", "path", "changed", "side", "strength")
 """Filters that look at what is measured: a mean effect on examples chosen by it is no evidence."""
 
 MOST = 50

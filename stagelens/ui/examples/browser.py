@@ -3,52 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite, nan
-from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from stagelens.analyses.shares.share_table import SEEN_AFTER, SHARE, WITHOUT
-from stagelens.charts import marked
-from stagelens.charts.style import short
-from stagelens.contracts import Behaviour
-from stagelens.effects.summary import right_answers
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, inputs, state
+from stagelens.ui.pieces import components, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_line
-from stagelens.ui.reading import browse, loaders
-from stagelens.ui.reading import shares as reading_shares
+from stagelens.ui.reading import browse
 from stagelens.ui.reading.browse import (
     Chosen,
-    answer_column,
     effect_column,
     noise_column,
-    number_column,
 )
-from stagelens.ui.reading.example_errors import example_errors
 from stagelens.ui.reading.loaders import Effects, Source
-from stagelens.wording.numbers import amount_text, axis_unit, phrase
-from stagelens.wording.trust_words import MARKS, signs_known, trust_word
+from stagelens.wording.numbers import axis_unit, phrase
 
-from . import cards, drilldown, filters, shares
+from . import cards, drilldown, filters
+from .table_cells import (
+    answers_without,
+    by_effects,
+    cells_of,
+    columns_of,
+    input_column,
+    tints_of,
+    trust_of,
+)
 
-_THUMBNAIL = 40
-_CELL = 300
-"""Characters of a text that a cell of the table holds."""
-_TEXT_WIDTH, _ALL_WIDTH = 300, 740
-"""Pixels that the texts of an example share in the table; with all stages beside them."""
-_FITTING = 5
-"""Stages that have room beside texts without scrolling."""
 _PAGE_STATE = state.session_key("page")
 _WHAT = {WITHOUT: "stage effects", SHARE: "shares", SEEN_AFTER: "what is seen after stages"}
-_HELP = {
-    WITHOUT: "Stage effect: final model minus the counterfactual without the stage",
-    SHARE: "The stage's share of what training as a whole did",
-    SEEN_AFTER: "Seen after the stage: the boundary after it minus the one before",
-}
 _BECAUSE = {
     WITHOUT: "because of the stage",
     SHARE: "by the stage's share",
@@ -111,9 +97,9 @@ def _table(workspace: Workspace, effects: Effects, chosen: Chosen) -> str | None
         workspace.at,
         effects.estimator,
         key,
-        lambda: _cells(workspace, effects, chosen, shown, columns),
+        lambda: cells_of(workspace, effects, chosen, shown, columns),
     )
-    tints = _tints(chosen, shown, columns)
+    tints = tints_of(chosen, shown, columns)
     with st.container(key=cards.TABLE):
         components.table(
             cells,
@@ -128,11 +114,11 @@ def _table(workspace: Workspace, effects: Effects, chosen: Chosen) -> str | None
             height="content",
             on_select="rerun",
             selection_mode=("single-row", "single-cell"),
-            column_config=_columns(workspace, effects, chosen, columns),
+            column_config=columns_of(workspace, effects, chosen, columns),
         )
     _as_cards(workspace, chosen, shown, cells, tints, columns)
     better = chosen.behaviour.better
-    trusts = _trust(workspace, effects, chosen)
+    trusts = trust_of(workspace, effects, chosen)
     known = {s: trusts[s] for s in workspace.stages if s in trusts}
     trust = components.plain(trust_line(known, chosen.behaviour.name))
     in_place = ""
@@ -145,7 +131,7 @@ def _table(workspace: Workspace, effects: Effects, chosen: Chosen) -> str | None
         f"{in_place}▲ credit: {phrase(chosen.behaviour)} {better} "
         f"{_BECAUSE[chosen.filters.credit]}. ▼ blame: "
         f"{'lower' if better == 'higher' else 'higher'}. "
-        f"{_unsigned(known)}{_noise(workspace, shown) if _by_effects(chosen) else ''}"
+        f"{_unsigned(known)}{_noise(workspace, shown) if by_effects(chosen) else ''}"
         f"{trust} Click one to look at it." + _left_out(workspace, columns)
     )
     return None
@@ -232,58 +218,6 @@ def _page_of_cells(
     return _make()
 
 
-def _cells(
-    workspace: Workspace,
-    effects: Effects,
-    chosen: Chosen,
-    shown: pd.DataFrame,
-    stages: Sequence[str],
-) -> pd.DataFrame:
-    behaviour, reading = chosen.behaviour, chosen.filters.credit
-    ids = shown["example_id"].tolist()
-    cells: dict[str, object] = {}
-    name = workspace.examples.name
-    if workspace.noun == "image":
-        cells["input"] = loaders.pictures(workspace.at, name, ids, _THUMBNAIL)
-    else:
-        texts = loaders.texts(workspace.at, name, ids)
-        for field in workspace.examples.inputs:
-            cells[_input_column(field)] = [short(text[field] or "", _CELL) for text in texts]
-    if workspace.noun == "image":
-        cells["id"] = ids
-    if workspace.labelled:
-        cells["label"] = shown["label"].tolist()
-    cells["answer"] = [
-        f"{mark} {answer}"
-        for mark, answer in zip(_marks(shown["right"]), shown["prediction"], strict=True)
-    ]
-    trusts, errors = _trust(workspace, effects, chosen), _errors(workspace, effects, chosen)
-    for stage in stages:
-        error, known = errors.get(stage, nan), signs_known(trusts.get(stage), behaviour.name)
-        # Training noise is known of effects only.
-        within = shown[noise_column(stage)].fillna(False) & _by_effects(chosen)
-        cells[effect_column(stage)] = [
-            _effect_cell(number, behaviour, noisy, known and not abs(number) <= error)
-            for number, noisy in zip(shown[number_column(reading, stage)], within, strict=True)
-        ]
-    if workspace.noun == "text":  # words say more than ids do
-        cells["id"] = ids
-    return pd.DataFrame(cells)
-
-
-def _tints(chosen: Chosen, shown: pd.DataFrame, stages: Sequence[str]) -> Mapping[str, list[float]]:
-    """Column to the gains that its cells are tinted by; 1 is the largest of the set."""
-    reading, largest = chosen.filters.credit, chosen.every.largest
-    if not _by_effects(chosen):
-        largest = chosen.every.largest_in(reading, stages)
-    return {
-        effect_column(stage): (
-            chosen.behaviour.sign * shown[number_column(reading, stage)] / (largest or 1.0)
-        ).tolist()
-        for stage in stages
-    }
-
-
 def _as_cards(
     workspace: Workspace,
     chosen: Chosen,
@@ -293,15 +227,12 @@ def _as_cards(
     stages: Sequence[str],
 ) -> None:
     """The same examples for windows that are too narrow for the table."""
-    fields = [_input_column(field) for field in workspace.examples.inputs]
+    fields = [input_column(field) for field in workspace.examples.inputs]
     texts = [] if workspace.noun == "image" else cells[fields].agg("\n".join, axis=1).tolist()
     without = {}
-    for stage in stages if _by_effects(chosen) else []:
-        answers = shown[answer_column(stage)]
-        marks = _marks(right_answers(answers, shown["label"]))
-        # A refused stage leaves no model to ask.
-        told = zip(answers, marks, strict=True)
-        without[stage] = ["" if pd.isna(each) else f"{each} {mark}" for each, mark in told]
+    for stage in stages if by_effects(chosen) else []:
+        told = zip(*answers_without(shown, stage), strict=True)
+        without[stage] = [f"{answer} {mark}".strip() for answer, mark in told]
     cards.show(
         cells,
         texts,
@@ -309,82 +240,3 @@ def _as_cards(
         {stage: tints[effect_column(stage)] for stage in stages},
         without,
     )
-
-
-def _by_effects(chosen: Chosen) -> bool:
-    return chosen.filters.credit == WITHOUT
-
-
-def _trust(workspace: Workspace, effects: Effects, chosen: Chosen) -> Mapping[str, StageTrust]:
-    """What is known of the numbers in the table."""
-    found = shares.shares_of(workspace, chosen)
-    return effects.trust if found is None else found.trust_in(chosen.filters.credit)
-
-
-def _errors(workspace: Workspace, effects: Effects, chosen: Chosen) -> Mapping[str, float]:
-    found = shares.shares_of(workspace, chosen)
-    if found is None:
-        name = workspace.examples.name
-        return example_errors(workspace.at, name, effects, chosen.behaviour)
-    return reading_shares.errors(found, chosen.filters.credit)
-
-
-def _input_column(field: str) -> str:
-    """The column of a text field, named so that no column of effects is called the same."""
-    return f"input {field}"
-
-
-def _marks(right: pd.Series) -> list[str]:
-    return ["✓" if value == 1 else "✗" if value == 0 else "" for value in right]
-
-
-def _effect_cell(effect: float, behaviour: Behaviour, within_noise: bool, signed: bool) -> str:
-    if not isfinite(effect):
-        return "no number"
-    if within_noise:
-        # Without a direction, which means nothing within training noise.
-        return f"≈ {amount_text(effect, behaviour, unit=False)}"
-    return marked(behaviour.sign * effect, behaviour, unit=False, signed=signed)
-
-
-def _columns(
-    workspace: Workspace, effects: Effects, chosen: Chosen, stages: Sequence[str]
-) -> dict[str, Any]:
-    behaviour, trusts = chosen.behaviour, _trust(workspace, effects, chosen)
-    config = st.column_config
-    texts = max(_TEXT_WIDTH, _ALL_WIDTH - 120 * len(stages))
-    columns: dict[str, Any] = {
-        "input": config.ImageColumn("image", width=50, pinned=True),
-        **{
-            _input_column(field): config.TextColumn(
-                inputs.title(field).lower(),
-                width=max(texts // len(workspace.examples.inputs), _width(inputs.title(field))),
-                pinned=len(stages) > _FITTING,  # what is pinned is pale, and texts are to be read
-            )
-            for field in workspace.examples.inputs
-            if workspace.noun == "text"
-        },
-        "id": config.TextColumn("id", width=100, pinned=workspace.noun == "image"),
-        "label": config.TextColumn("label", width=_width("label", *chosen.every.labels)),
-        "answer": config.TextColumn(
-            "answer",
-            width=_width("answer", *(f"✓ {name}" for name in chosen.every.labels)),
-            help="Of the final model; ✓ right, ✗ wrong.",
-        ),
-    }
-    unit = axis_unit(behaviour)
-    for stage in stages:
-        known = trusts.get(stage)
-        title = stage if known is None else f"{MARKS[trust_word(known, behaviour.name)]} {stage}"
-        columns[effect_column(stage)] = config.TextColumn(
-            title,
-            width=_width(title, "▼ 0.00000"),
-            help=f"{_HELP[chosen.filters.credit]} ({phrase(behaviour)}"
-            f"{f', in {unit}' if unit else ''}).",
-        )
-    return columns
-
-
-def _width(*texts: str) -> int:
-    """Pixels of a column that cuts none of these; a very long one is cut all the same."""
-    return min(26 + 8 * max(len(text) for text in texts), 260)

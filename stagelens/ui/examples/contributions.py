@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+import pandas as pd
 import streamlit as st
 
 from stagelens.analyses.contributions.contribution_table import (
@@ -30,12 +30,11 @@ from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.signs import gain_text, side
 from stagelens.wording.trust_words import FIRST_ORDER, MARKS, samples_sentence, trust_word
 
+from .shown_stage import shown_stage, shown_words
+
 _ABOUT = "asked-about"
 ONE, SHOWN = "This example", "Mean of the examples shown"
 """Key of the control that chooses whose behaviour is asked about, and its options."""
-
-WITHIN = "within"
-"""Key of the control that chooses the stage."""
 
 _MOST = 500
 """Most examples that can be named by id, each an argument of the command; groups have no limit."""
@@ -98,8 +97,13 @@ def choose(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
         rows = chosen.rows if mean else chosen.every.frame.iloc[[chosen.every.places[example_id]]]
         columns = [effect_column(stage) for stage in workspace.stages]
         means = dict(zip(workspace.stages, rows[columns].mean().tolist(), strict=True))
-        stage = _stage(workspace, means)
     ids = tuple(rows["example_id"])
+    stage = workspace.bar.stage
+    if stage is None:
+        gains = chosen.behaviour.sign * pd.Series(means).dropna()
+        stage, why = shown_stage(gains, workspace.stages)
+        of = "of this example" if len(ids) == 1 else "on average"
+        components.text_block(shown_words(stage, why, chosen.behaviour, of), muted=True)
     question = _question(workspace, chosen, ids) if mean else Question(ids=ids)
     trust = effects.trust.get(stage)
     return Asked(ids, chosen.behaviour, stage, means[stage], trust, question)
@@ -107,24 +111,6 @@ def choose(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
 
 def _ask() -> None:
     state.ask_about(SHOWN if st.session_state[_ABOUT] == SHOWN else None)
-
-
-def _stage(workspace: Workspace, effects: Mapping[str, float]) -> str:
-    """The chosen stage; initially the one with the largest effect."""
-    # Set before the control is drawn, as Streamlit requires; a link's choice takes precedence.
-    if WITHIN not in st.session_state and WITHIN not in st.query_params:
-        # argmax would pick a NaN, which is the effect of a refused stage.
-        sizes = np.nan_to_num(np.abs(list(effects.values())))
-        st.session_state[WITHIN] = list(effects)[int(np.argmax(sizes))]
-    chosen = st.segmented_control(
-        "In the stage",
-        workspace.stages,
-        key=WITHIN,
-        bind="query-params",
-        required=True,
-        help="The stage whose steps and training data are shown.",
-    )
-    return chosen or workspace.stages[0]
 
 
 def _question(workspace: Workspace, chosen: Chosen, ids: tuple[str, ...]) -> Question:

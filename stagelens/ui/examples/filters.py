@@ -47,6 +47,7 @@ Streamlit would forget what they ask for. Of styles alone Streamlit would not le
 
 _FURTHER = {
     "label": None,
+    "answer": None,
     "side": None,
     "changed": False,
     "path": None,
@@ -54,9 +55,6 @@ _FURTHER = {
     "strength": 0.0,
 }
 """Keys of the further filters, with what they are at first."""
-
-_MANY = 200
-"""With more labels than this, the label is typed instead of picked from a list."""
 
 
 @st.cache_resource(max_entries=3, show_spinner=False)
@@ -127,6 +125,11 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
 def _further(workspace: Workspace, every: Every, behaviour: Behaviour, shared: bool) -> Filters:
     """What is asked less often."""
     label = pick_label(every.labels) if workspace.labelled else None
+    answer = None
+    if every.answers:
+        answer = _pick(
+            "Answer", every.answers, "answer", "Any answer", "What the final model says."
+        )
     side = pick_side()
     changed = st.toggle(
         "Only where the answer changes without the stage",
@@ -144,7 +147,13 @@ def _further(workspace: Workspace, every: Every, behaviour: Behaviour, shared: b
         largest = every.largest_in(reading, workspace.stages)
     strength = _strength(largest, behaviour)
     return Filters(
-        label=label, side=side, changed=bool(changed), path=path, credit=reading, strength=strength
+        label=label,
+        answer=answer,
+        side=side,
+        changed=bool(changed),
+        path=path,
+        credit=reading,
+        strength=strength,
     )
 
 
@@ -242,7 +251,7 @@ def _pick(
 def pick_label(labels: Sequence[str]) -> str | None:
     """A control for one of these labels; None for all."""
     text = "The class that an example belongs to."
-    if len(labels) <= _MANY:
+    if len(labels) <= browse.MANY:  # with more, it is typed
         return _pick("Label", labels, "label", "All labels", text)
     return st.text_input("Label", key="label", bind="query-params", help=text) or None
 

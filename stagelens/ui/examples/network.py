@@ -28,11 +28,10 @@ from stagelens.ui.pieces.pinning import About, pinnable
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
-from stagelens.wording.numbers import phrase
 from stagelens.wording.sentences import Part, Sentence, slice_parts
 
 from .network_block import LOOKS, mean, one_block
-from .shown_stage import shown_stage
+from .shown_stage import shown_stage, shown_words
 
 _READING = "reading"
 """Key of a control, also in links."""
@@ -121,7 +120,7 @@ def network_of_example(
     workspace: Workspace, effects: Effects, behaviour: Behaviour, example_id: str
 ) -> None:
     """The map of one example: which blocks carry a stage's effect on it."""
-    stage = _stage(workspace, effects, behaviour.name, {example_id}, "for this example")
+    stage = _stage(workspace, effects, behaviour.name, {example_id}, "of this example")
     reading = _pick_reading()
     found = _found(workspace, effects, stage)
     if found is None:
@@ -175,8 +174,8 @@ def _stage(
     if workspace.bar.stage is not None:
         return workspace.bar.stage
     stage, why = _strongest(workspace, effects, behaviour, ids)
-    said = f"Shown is {stage}, {why} {where} ({phrase(effects.behaviours[behaviour])}); choose "
-    components.text_block(f"{said}another one above.", muted=True)
+    said = shown_words(stage, why, effects.behaviours[behaviour], where)
+    components.text_block(said, muted=True)
     return stage
 
 

@@ -36,7 +36,7 @@ from stagelens.wording.signs import gain, gain_text
 from stagelens.wording.trust_words import is_trustworthy, percent, signs_known
 
 from . import filters
-from .shown_stage import shown_stage
+from .shown_stage import shown_stage, shown_words
 
 _IMAGES, _TEXTS = 6, 4
 """Examples in the gallery."""
@@ -157,12 +157,8 @@ def _stage(workspace: Workspace, effects: Effects, example_id: str | None = None
     gains = (behaviour.sign * pd.concat(means)).dropna()
     gains = gains[[signs_known(effects.trust.get(s), behaviour.name) for s in gains.index]]
     stage, why = shown_stage(gains, workspace.stages)
-    components.text_block(
-        f"Shown is {stage}, {why} for the {phrase(behaviour)} "
-        f"{'of this example' if example_id is not None else 'on average'}; choose another one "
-        "above.",
-        muted=True,
-    )
+    of = "of this example" if example_id is not None else "on average"
+    components.text_block(shown_words(stage, why, behaviour, of), muted=True)
     return stage
 
 

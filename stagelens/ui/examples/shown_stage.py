@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from stagelens.contracts import Behaviour
+from stagelens.wording.numbers import phrase
+
 
 def shown_stage(gains: pd.Series, stages: Sequence[str]) -> tuple[str, str]:
     """The stage most to blame, or where none is to blame, the one with the largest effect.
@@ -22,3 +25,15 @@ def shown_stage(gains: pd.Series, stages: Sequence[str]) -> tuple[str, str]:
     if gains.min() < 0:
         return str(gains.idxmin()), "the stage most to blame"
     return str(gains.idxmax()), "the stage with the largest effect"
+
+
+def shown_words(stage: str, why: str, behaviour: Behaviour, of: str) -> str:
+    """Says which stage is shown, and where to choose another one.
+
+    Args:
+        stage: From :func:`shown_stage`.
+        why: From there too.
+        behaviour: Whose effects were looked at.
+        of: Of which examples, such as ``on average``.
+    """
+    return f"Shown is {stage}, {why} for the {phrase(behaviour)} {of}; choose another one above."

@@ -161,7 +161,7 @@ class Row:
                     disabled=bool(closed) or not options,
                     help=" ".join(filter(None, (help or _HELP[key], closed))),
                 )
-        if picked is not None:
+        if picked is not None and key not in (self.unused or {}):
             self._chosen[key] = picked
         return picked
 
@@ -178,7 +178,7 @@ class Row:
             st.warning(said, icon=":material/link_off:")
 
     def words(self) -> str:
-        """What is chosen, in a line."""
+        """What is chosen of that which the page looks at, in a line."""
         keys = [key for key in (MEASURE, GROUP, STAGE, ESTIMATOR) if key in self._chosen]
         return " · ".join(self._chosen[key] for key in keys)
 

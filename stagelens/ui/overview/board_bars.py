@@ -84,7 +84,6 @@ def bars(
             {
                 "clear": clear,
                 "stage": short(written_out(stage), 40),
-                "to": stage,
                 "side": side,
                 "faint": trust is not None and not is_trustworthy(trust, behaviour.name),
                 "share": scaled(gain, behaviour) / reach if np.isfinite(gain) else 0.0,

@@ -69,7 +69,7 @@ function build(board) {
   find(".sampled").textContent = data.sampled;
   const wall = find(".wall");
   wall.className = `wall ${data.kind}`;
-  board.cards = data.cards.map((card) => cardOf(board, card));
+  board.cards = data.cards.map((card) => cardOf(card));
   wall.replaceChildren(...board.cards.map((card) => card.item));
   if (board.cards.length) board.cards[0].link.tabIndex = 0;
   wall.onkeydown = (event) => move(board, event);
@@ -131,21 +131,16 @@ function sparkline(stage) {
   return drawing;
 }
 
-function follow(board, link, href, to) {
+function linked(kind, href) {
+  const link = made("a", kind);
   link.href = href;
-  link.onclick = (event) => {
-    // Another tab is opened by the browser itself.
-    if (event.metaKey || event.ctrlKey || event.shiftKey || event.button) return;
-    event.preventDefault();
-    board.component.setTriggerValue("open", to);
-  };
+  return link;
 }
 
-function cardOf(board, card) {
+function cardOf(card) {
   const item = made("li");
-  const link = made("a", "card");
+  const link = linked("card", card.href);
   link.tabIndex = -1;
-  follow(board, link, card.href, { example: card.id });
   if (card.picture) {
     const picture = made("img");
     picture.src = card.picture;
@@ -160,8 +155,7 @@ function cardOf(board, card) {
 
 function barOf(board, row) {
   const item = made("li");
-  const link = made("a", `bar ${row.side}${row.faint ? " faint" : ""}`);
-  follow(board, link, row.href, { stage: row.to, side: row.side });
+  const link = linked(`bar ${row.side}${row.faint ? " faint" : ""}`, row.href);
   link.title = row.said;
   link.setAttribute("aria-label", `${row.said}. ${board.data.bars.open}`);
   const name = made("span", "bar-name");

@@ -9,7 +9,6 @@ the address holds what is off, and says what a combination would cost that is no
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
@@ -22,7 +21,7 @@ from stagelens.ui.reading import loaders, switches
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import listed
 
-from . import board_bars, board_words, share_jobs
+from . import board_words, share_jobs
 from .board_words import ALL, Focus
 
 _KEY = "switchboard"
@@ -61,10 +60,8 @@ def _fragment(workspace: Workspace, effects: Effects, behaviour: Behaviour, focu
         key=_KEY,
         data=board_words.payload(workspace, effects, behaviour, focus, board, off),
         on_off_change=_nothing,
-        on_open_change=_nothing,
         on_wall_change=_turned_to,
     )
-    _go(focus, asked.open)
     if st.session_state.pop(_TURNED, False):
         st.rerun()  # the whole page is about other examples
     # Here and not in a callback, after which a fragment does not send the address.
@@ -93,18 +90,6 @@ def _turned_to() -> None:
     if to is not None:
         state.put_all_on_wall(to == ALL)
         st.session_state[_TURNED] = True
-
-
-def _go(focus: Focus, to: Any) -> None:
-    """Open the example, or the examples of the stage, that was clicked."""
-    if not isinstance(to, dict):
-        return
-    if isinstance(example := to.get("example"), str):
-        components.go(components.EXAMPLES, **focus.query, example=example)
-    if isinstance(stage := to.get("stage"), str):
-        components.go(
-            components.EXAMPLES, **board_bars.examples_of(focus.query, stage, str(to.get("side")))
-        )
 
 
 def focus_of(

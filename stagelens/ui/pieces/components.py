@@ -19,7 +19,7 @@ from stagelens.ui.server import interrupted_jobs, settings, signing_in, uploads
 from stagelens.wording.sentences import Sentence
 from stagelens.wording.trust_words import trust_word
 
-from . import glossary, pinning, state
+from . import glossary, links, pinning, state
 from .escaping import plain, shown
 from .pinning import About
 from .trust_marks import trust_html
@@ -38,6 +38,8 @@ EXAMPLES = PAGES[1][0]
 _GOING = state.session_key("going")
 """The page that is turned to in the next run, and what it shall show."""
 _SIDEBAR = 264
+_FITTING = 5
+"""Columns of a table that a narrow window has room for."""
 _STYLE = (
     '<style>[data-testid="stTab"][data-selected],'
     '[data-testid="stButtonGroup"] button[data-selected]'
@@ -68,7 +70,8 @@ def start_page(title: str) -> None:
         layout="wide",
         initial_sidebar_state=_SIDEBAR,
     )
-    st.html(EITHER_STYLE + _STYLE + pinning.STYLE)
+    st.html(EITHER_STYLE + _STYLE + pinning.STYLE + links.STYLE)
+    links.follow()
     # Before anything of a run is read; it stops the page for people who have not signed in.
     signing_in.gate()
     state.begin()
@@ -221,8 +224,12 @@ def table(
             credit or the orange of blame as their background, the stronger the larger it is.
         options: Passed to ``st.dataframe``, ``column_config`` for instance.
     """
-    config = options.get("column_config") or {}
     frame = _one_kind(frame)
+    config = options.get("column_config") or {}
+    first = str(frame.columns[0]) if len(frame.columns) else ""
+    if len(frame.columns) > _FITTING and first not in config:
+        # What a row is about stays where the others scroll.
+        options["column_config"] = {first: st.column_config.Column(pinned=True), **config}
     with pinning.pinnable(key, frame if kept is None else kept, alt, about, config):
         shown = frame if tints is None else frame.style.apply(_backgrounds, None, gains=tints)
         st.dataframe(shown, key=key, alt=alt, **{"hide_index": True, **options})

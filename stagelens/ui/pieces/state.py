@@ -38,9 +38,12 @@ BAR = ("set", "measure", "by", "group", "stage", "estimator")
 """Keys of the controls in the bar on top of every page, and their names in links."""
 SHARED = (*BAR, "chance", "credit")
 """Keys of controls that several pages share; also their names in links."""
-FILTERS = ("label", "side", "changed", "path", "strength", "answers", "q", "sort")
+FILTERS = ("label", "answer", "side", "changed", "path", "strength", "answers", "q", "sort")
 """Keys of the controls of the Examples page that say which examples it lists, in which order."""
-_BEFORE = {"behaviour": "measure", "trusted": "measure", "gap": "measure", "of-stage": "stage"}
+_BEFORE = {
+    **{"behaviour": "measure", "trusted": "measure", "gap": "measure"},
+    **{"of-stage": "stage", "within": "stage"},
+}
 """Names that links had before one bar held these choices for all pages."""
 MOST_BESIDE = 5
 """Most examples that stand side by side."""

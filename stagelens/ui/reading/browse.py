@@ -20,6 +20,8 @@ from stagelens.wording.folding import strongest
 from .places import Places
 
 PAGE_SIZE = 12
+MANY = 200
+"""More labels or answers than this are not listed to choose from."""
 
 WRONG_FIRST = "most blame, wrong first"
 SORTS = (
@@ -42,6 +44,7 @@ class Filters:
         by: Column of ``group``.
         group: One of its values, as text.
         answers: Whether the final model's answer is right or wrong.
+        answer: What the final model answers, as text.
         changed: Only where the answer differs without the stage.
         side: Only where the stage's effect is credit, or blame.
         strength: Smallest size of the effect, in the behaviour's unit.
@@ -57,6 +60,7 @@ class Filters:
     by: str | None = None
     group: str | None = None
     answers: Answers | None = None
+    answer: str | None = None
     changed: bool = False
     side: Side | None = None
     strength: float = 0.0
@@ -75,7 +79,7 @@ class Filters:
             said["credit by"] = "share" if self.credit == SHARE else "what is seen after"
         if self.group is not None:
             said[str(self.by)] = self.group
-        for name in ("label", "answers", "side", "path", "search"):
+        for name in ("label", "answers", "answer", "side", "path", "search"):
             if value := getattr(self, name):
                 said[name] = value
         if self.strength > 0:
@@ -172,6 +176,7 @@ class Every:
         frame: From :func:`example_frame`.
         places: Example id to its row in the frame.
         labels: The labels that occur in the set, sorted.
+        answers: What the final model answers, sorted; empty where it is too much to choose from.
         largest: The largest absolute effect; 0 if there is none.
         strongest: The stages with the largest mean absolute effects, in training order; all of
             them where they are few.
@@ -180,6 +185,7 @@ class Every:
     frame: pd.DataFrame
     places: Mapping[str, int]
     labels: tuple[str, ...]
+    answers: tuple[str, ...]
     largest: float
     strongest: tuple[str, ...]
 
@@ -190,7 +196,9 @@ class Every:
         sizes = (frame[effect_column(stage)].abs().mean() for stage in stages)
         kept = tuple(stages[place] for place in strongest(sizes))
         ids = Places(frame["example_id"])
-        return cls(frame, ids, tuple(labels), largest(frame, stages), kept)
+        answers = sorted(frame["prediction"].dropna().unique().astype(str))
+        some = tuple(answers if len(answers) <= MANY else ())
+        return cls(frame, ids, tuple(labels), some, largest(frame, stages), kept)
 
     def row(self, example_id: str) -> pd.Series:
         """One example."""
@@ -310,6 +318,8 @@ def select(
     keep = np.ones(len(frame), dtype=bool)
     if filters.label is not None:
         keep &= _says(frame["label"], filters.label)
+    if filters.answer is not None:
+        keep &= _says(frame["prediction"], filters.answer)
     if filters.by in frame and filters.group is not None:
         keep &= _says(frame[filters.by], filters.group)
     if filters.answers is not None:

@@ -304,11 +304,18 @@ def _compared(
     )
 
 
-def worst_group(view: RemovalView) -> str | None:
-    """The group that the final model answers worst, on the validation part."""
+def asked_group(view: RemovalView) -> str | None:
+    """The group of the bar, or else the one that the final model answers worst.
+
+    The latter is judged on the validation part, and is the first where that has none; None where
+    there are no groups.
+    """
     if view.by is None:
         return None
-    return _worst_group(*view.key, view.effects.estimator, view.by, view)
+    if view.workspace.bar.group in view.workspace.groups:
+        return view.workspace.bar.group
+    worst = _worst_group(*view.key, view.effects.estimator, view.by, view)
+    return worst or next(iter(view.workspace.groups), None)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)

@@ -9,6 +9,7 @@ import streamlit as st
 
 from stagelens import charts
 from stagelens.analyses.removal.spec import Edit
+from stagelens.charts.style import short
 from stagelens.contracts import StageLensError
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
@@ -140,8 +141,9 @@ def _name(view: RemovalView, number: int, stage: str) -> None:
 
 
 def _preset(view: RemovalView) -> None:
-    """A button that takes out the stage to blame most for a group."""
+    """A button that takes out the stage to blame most for a group: the bar's, or the worst one."""
     stages = view.workspace.stages
+    group = edited_models.asked_group(view)
 
     # Called by the buttons: a slider's value can be set only before it is drawn again.
     def set_all(worst: str | None) -> None:
@@ -149,7 +151,6 @@ def _preset(view: RemovalView) -> None:
             st.session_state[f"remove-{number}"] = 100 if stage == worst else 0
 
     def remove_worst() -> None:
-        group = st.session_state.get("remove-group")
         worst = edited_models.worst_stage(view, group) if group is not None else None
         if worst is None:
             st.toast(
@@ -163,28 +164,23 @@ def _preset(view: RemovalView) -> None:
         set_all(worst)
         st.session_state[_CHOSEN] = worst
 
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        if view.by is not None:
-            groups = list(view.workspace.groups)
-            start = edited_models.worst_group(view)
-            st.selectbox(
-                "Group",
-                groups,
-                index=groups.index(start) if start in groups else 0,
-                key="remove-group",
-                width=220,
-                help="The group that the preset beside it helps; initially the one that the final "
-                "model answers worst.",
-            )
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        if group is not None:
             st.button(
-                "Remove the worst stage for this group",
+                components.plain(f"Remove the worst stage for {short(group, 40)}"),
                 icon=":material/auto_fix_high:",
+                key="remove-worst",
                 on_click=remove_worst,
                 type="primary",
                 help="Takes out the stage without which the group's accuracy on the validation "
                 "part would be highest, by this estimator.",
             )
         st.button("Reset", icon=":material/restart_alt:", on_click=set_all, args=(None,))
+    chosen = view.workspace.bar.group is not None
+    if group is not None and not chosen and edited_models.judged(view, group):
+        components.text_block(
+            f"The final model answers {group} worst; choose another group above.", muted=True
+        )
 
 
 def _was_chosen(wanted: Wanted) -> bool:

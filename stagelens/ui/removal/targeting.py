@@ -39,13 +39,13 @@ def _target(view: RemovalView) -> Target | None:
     assert view.by is not None
     groups = list(view.workspace.groups)
     with st.grid(4, min_column_width=180, gap="small"):
-        start = edited_models.worst_group(view)
+        start = edited_models.asked_group(view)
         group = st.selectbox(
             "Close the gap of",
             groups,
             index=groups.index(start) if start in groups else 0,
-            key="remove-group",
-            help="The group that the model serves worse.",
+            key=f"remove-gap-of-{start}",  # another group in the bar is another one here
+            help="The group that the model serves worse; at first the one chosen above.",
         )
         control = st.selectbox(
             "to",

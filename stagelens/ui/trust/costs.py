@@ -14,6 +14,7 @@ from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.reading import loaders
+from stagelens.ui.server import jobs
 from stagelens.wording import numbers
 from stagelens.wording.trust_words import MARKS, trust_label, trust_word
 
@@ -25,6 +26,18 @@ _CELL = (
 )
 _WRAPPED = "white-space:normal;min-width:8em"
 """What is known of a stage is longer than figures."""
+_NARROW = (
+    "<style>@media (max-width:640px){"
+    ".sl-costs :is(table,tbody,tr,td){display:block;border:0!important}"
+    ".sl-costs thead{display:none}"
+    f".sl-costs tr{{border-bottom:1px solid {HAIRLINE}!important;padding:.3em 0}}"
+    ".sl-costs td{display:flex!important;gap:1em;padding:.15em .4em!important}"
+    ".sl-costs td:empty{display:none!important}"
+    ".sl-costs td::before{content:attr(data-head);flex:none;width:8em;opacity:.75;"
+    "overflow-wrap:anywhere}"
+    "}</style>"
+)
+"""In a narrow window every estimate is a card: no column can be scrolled out of sight."""
 
 
 def every_estimate(workspace: Workspace, view: TrustView) -> None:
@@ -32,14 +45,15 @@ def every_estimate(workspace: Workspace, view: TrustView) -> None:
     st.header("What each estimate costs", anchor=False)
     components.text_block(
         "Time that the estimates took on this run for the stages before the last, whose effect "
-        "comes free, and the time predicted for this machine. Errors are relative errors on the "
-        f"{view.behaviour.name}.",
+        "comes free, and the time predicted for this machine, as busy as it is now. Errors are "
+        f"relative errors on the {view.behaviour.name}.",
         muted=True,
     )
     at, name = workspace.at, workspace.examples.name
     # Without the last stage the model is the state that the stage started from: recorded, exact.
     shown = workspace.stages[:-1]
     stored = loaders.stored_estimates(at, name)
+    heads = ["estimate", "time", "predicted", "cost in replays", *shown]
     body = []
     for estimate in loaders.available(at, name):
         known = loaders.facts(at, name, estimate)
@@ -52,41 +66,45 @@ def every_estimate(workspace: Workspace, view: TrustView) -> None:
             f"{np.mean(costs):.2f}" if costs else "n/a",
             *(_brief(trusts.get(stage), view.behaviour.name) for stage in shown),
         ]
-        body.append(_row(estimate, cells, estimate == view.estimate))
+        body.append(_row(heads, estimate, cells, estimate == view.estimate))
     for estimator in (REPLAY, *registry.verifiable()):
         settings = registry.find(estimator).default_settings()
         estimate = registry.estimate_name(estimator, settings)
         if estimate not in stored:
             cells = ["not computed", _predicted(workspace, estimator, settings)]
-            body.append(_row(estimate, cells + [""] * (1 + len(shown)), False))
-    heads = ["estimate", "time", "predicted", "cost in replays", *shown]
+            body.append(_row(heads, estimate, cells + [""] * (1 + len(shown)), False))
     top = "".join(
         f"<th scope='col' style='{_CELL};text-align:left;opacity:.75;font-weight:400'>"
         f"{html.escape(head)}</th>"
         for head in heads
     )
     st.html(
-        f"<div style='overflow-x:auto'><table style='{_TABLE};font-size:.9rem'><thead><tr>{top}"
+        f"{_NARROW}<div class='sl-costs' style='overflow-x:auto'>"
+        f"<table style='{_TABLE};font-size:.9rem'><thead><tr>{top}"
         f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
-def _row(estimate: str, cells: list[str], chosen: bool) -> str:
+def _row(heads: list[str], estimate: str, cells: list[str], chosen: bool) -> str:
     mark = f"background:{FAINT_AREA}" if chosen else ""
     name = f"<td style='{_CELL}'><b>{html.escape(estimate)}</b></td>"
     return (
         f"<tr style='{mark}'>{name}"
         + "".join(
-            f"<td style='{_CELL};{_WRAPPED if place > 2 else ''}'>{html.escape(cell)}</td>"
-            for place, cell in enumerate(cells)
+            f"<td data-head='{html.escape(head)}' style='{_CELL};{_WRAPPED if place > 2 else ''}'>"
+            f"{html.escape(cell)}</td>"
+            for place, (head, cell) in enumerate(zip(heads[1:], cells, strict=True))
         )
         + "</tr>"
     )
 
 
 def _predicted(workspace: Workspace, estimator: str, settings: dict[str, float]) -> str:
-    seconds = registry.estimate_seconds(paces(workspace.run).stages, estimator, settings)
-    return "not known" if seconds is None else numbers.measured_time(seconds)
+    known = paces(workspace.run)
+    seconds = registry.estimate_seconds(known.stages, estimator, settings)
+    if seconds is None:
+        return "not known"
+    return numbers.measured_time(known.at_present(seconds, jobs.running()))
 
 
 def _brief(trust: StageTrust | None, behaviour: str) -> str:
