@@ -27,6 +27,7 @@ from stagelens.analyses.spurious.statistics import (
 )
 from stagelens.contracts import no_progress
 from stagelens.effects.computing import attribute
+from stagelens.effects.contrasts import difference_spread
 from stagelens.effects.draws import DrawnEffects, interval_over_draws
 from stagelens.runs.run import open_run
 from tests.benchmarks.spurious_features import permuted_share
@@ -77,6 +78,33 @@ def test_figures_are_those_of_scipy(random) -> None:
     assert row["difference"] == pytest.approx(one.mean() - other.mean())
     error = (one.mean() - other.mean()) / welch.statistic
     assert row["high"] - row["low"] == pytest.approx(2 * t.ppf(0.975, welch.df) * error)
+
+
+def test_errors_of_examples_that_share_sources_are_those_of_contrasts(random) -> None:
+    has = random.random((N, 3)) < 0.3
+    # Pairs, some of which are on both sides, and examples that share no source.
+    sources = np.where(np.arange(N) % 5 == 0, -1, np.arange(N) // 2)
+    effects = random.normal(size=N // 2 + 1)[sources] + random.normal(size=N)
+    table = judged_features([features(has)], effects, np.full(N, None), sources=sources)
+    for row in table.itertuples():
+        own = has[:, row.feature]
+        spread = difference_spread(effects, own, ~own, sources)
+        assert (row.difference, row.freedom) == pytest.approx((spread.value, spread.freedom))
+        assert (row.low, row.high) == pytest.approx(spread.ends())
+
+
+def test_what_is_there_several_times_is_no_more_of_a_feature(random) -> None:
+    """Each of 60 examples eight times: p is uniform over features that mean nothing."""
+    sources = np.repeat(np.arange(60), 8)
+    has = (random.random((60, 500)) < 0.4)[sources]
+    effects = random.standard_t(4, 60)[sources]
+    nothing = np.full(len(sources), None)
+    apart, together = (
+        (judged_features([features(has)], effects, nothing, sources=known)["p"] < 0.05).mean()
+        for known in (None, sources)
+    )
+    assert apart > 0.3
+    assert 0.02 < together < 0.08  # 0.05, give or take three standard errors
 
 
 def test_features_of_few_examples_are_not_tested(random) -> None:

@@ -16,6 +16,7 @@ from stagelens.estimators.registry import method_of
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
+from stagelens.runs.sets.clusters import clusters
 from stagelens.wording.quantiles import t_quantile
 
 _FEATURES = 1
@@ -64,6 +65,8 @@ class FeatureFacts(BaseModel):
         stages: Stages with numbers, in training order.
         kinds: Kinds of features that were looked for.
         examples: How many examples the set has.
+        sources: What examples share that intervals are clustered by, in words; empty where they
+            share nothing, None where an earlier version took all to be apart.
         images: How many of them patches were taken out of; 0 for none.
         shape: (height, width) of these images in pixels; None for none.
     """
@@ -79,6 +82,7 @@ class FeatureFacts(BaseModel):
     stages: list[StageFeatures]
     kinds: list[str]
     examples: int
+    sources: str | None = None
     images: int = 0
     shape: tuple[int, int] | None = None
 
@@ -145,13 +149,19 @@ def save_features(run: Run, found: Features) -> Path:
 def load_features(
     run: Run, set_name: str, estimator: str, settings: Mapping[str, Any], noise: str
 ) -> Features | None:
-    """A stored table; None where there is none, or it cannot be used."""
-    set_digest = run.evaluation_set(set_name).digest
+    """A stored table; None where there is none, or it cannot be used.
+
+    One whose intervals take examples to be apart that share sources cannot.
+    """
+    examples = run.evaluation_set(set_name)
+    set_digest = examples.digest
     path = _path(run, set_digest, estimator, settings, noise)
     found = fact_tables.read(path, FeatureFacts, COLUMNS)
     if found is None or (found[0].run_digest, found[0].set_digest) != (run.digest, set_digest):
         return None
     facts, table = found
+    if facts.sources is None and clusters(examples) is not None:
+        return None
     if "also" not in table:
         table = table.assign(also=[[] for _ in range(len(table))])
     return Features(facts, table if "freedom" in table else _with_students_t(table))

@@ -28,6 +28,8 @@ from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.measuring.models import BATCH_SIZE, empty_model, measure
 from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run
+from stagelens.runs.sets.clusters import CLUSTER
+from stagelens.runs.sets.clusters import clusters as sources_of
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.states import Weights, load_into
 from stagelens.trust.draws import governing
@@ -100,7 +102,7 @@ def find_features(
         effects = look.gains(result.table, stage.stage)
         noise = None if orders is None else look.noise(orders, stage.stage)
         over = look.drawn(drawn, stage.stage)
-        table = judged_features(each, effects, look.labels, noise, over)
+        table = judged_features(each, effects, look.labels, noise, over, look.sources)
         counts = {"tested": len(table), "passed": int(table["passes"].sum())}
         facts.append(StageFeatures(stage=stage.stage, **counts))
         tables.append(look.kept(table, each, effects).assign(stage=stage.stage))
@@ -115,6 +117,7 @@ def find_features(
             stages=facts,
             kinds=[each.kind for each in own] + (["patch"] if removed else []),
             examples=look.examples.count,
+            sources=look.shared,
             images=len(look.rows) if removed else 0,
             shape=look.shape,
         ),
@@ -146,6 +149,9 @@ class Look:
         settings: Of the estimator.
         stages: Those that were not refused.
         rows: Places of the examples whose images are changed.
+        sources: (N,) number of the source of each example, -1 where it shares none; None where all
+            are apart.
+        shared: What examples share, in words; empty where they share nothing.
         grid: Patches of an image; empty where there are no images.
         shape: (height, width) of the images; None for none.
     """
@@ -158,6 +164,8 @@ class Look:
     settings: Mapping[str, Any]
     stages: list[StageTrust]
     rows: np.ndarray
+    sources: np.ndarray | None
+    shared: str
     grid: list[Patch]
     shape: tuple[int, int] | None
 
@@ -177,9 +185,22 @@ class Look:
             # The same images each time, so that the same question has the same answer.
             drawn = np.random.default_rng(0).choice(examples.count, count, replace=False)
             rows = np.sort(drawn)
-        own = labels.to_numpy(dtype=object, na_value=None)
-        settings = result.facts.settings
-        return cls(run, examples, table, own, behaviour, settings, stages, rows, patches, shape)
+        sharing = sources_of(examples)
+        sources = None if sharing is None else pd.factorize(sharing.joined(table)[CLUSTER])[0]
+        return cls(
+            run,
+            examples,
+            table,
+            labels.to_numpy(dtype=object, na_value=None),
+            behaviour,
+            result.facts.settings,
+            stages,
+            rows,
+            sources,
+            "" if sharing is None else sharing.by,
+            patches,
+            shape,
+        )
 
     @property
     def behaviour_facts(self) -> BehaviourFacts:

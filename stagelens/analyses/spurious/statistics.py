@@ -2,7 +2,10 @@
 
 Examples that have a feature are compared with those of the same label that lack it. The test
 is the rank-sum test (Mann-Whitney, with ties), because stage effects have heavy tails; the size
-is the difference of the two means. All tests of a stage are corrected together (Benjamini and
+is the difference of the two means. Where examples share sources, errors and degrees of freedom are
+clustered by them, and what is tested is the difference of the mean ranks over its clustered error:
+without clusters that is the rank-sum test again, as the ranks of all have the same spread on both
+sides under chance. All tests of a stage are corrected together (Benjamini and
 Hochberg). A feature *passes* where
 
 - at least :data:`SUPPORT` examples of the label have it, and as many lack it,
@@ -27,9 +30,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from scipy.special import stdtr
 from scipy.stats import norm, rankdata
 
+from stagelens.effects.resampling import numbered
 from stagelens.wording.quantiles import t_quantile
+
+from .clustered import difference_errors
 
 SUPPORT = 10
 LEVEL = 0.05
@@ -75,6 +82,7 @@ def judged_features(
     labels: np.ndarray,
     orders: np.ndarray | None = None,
     draws: DrawnGains | None = None,
+    sources: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Test every feature within every label.
 
@@ -85,13 +93,16 @@ def judged_features(
         orders: (N, K) effects in K orders of the recorded batches; None where the training noise
             is not known.
         draws: Effects in draws of the recipe, which stand for the noise; None without any.
+        sources: (N,) the number of each example's source, below 0 where it shares none; None where
+            all are apart.
 
     Returns:
         One row per feature and label with enough support, the strongest evidence first: ``kind``,
         ``name``, ``label``, ``feature`` (place within its kind), ``support``, ``without``
-        (counts), ``mean_with``, ``mean_without``, ``difference``, ``low``, ``high``, ``freedom``
-        (Welch's, of the interval), ``p``, ``q``, ``noise_sd`` (NaN: not known), ``smallest`` (the
-        least difference that passes), ``evidence`` and ``passes``.
+        (counts), ``mean_with``, ``mean_without``, ``difference``, ``low``, ``high`` (NaN where a
+        side is of one source), ``freedom`` (Welch's or Satterthwaite's, of the interval), ``p``,
+        ``q``, ``noise_sd`` (NaN: not known), ``smallest`` (the least difference that passes),
+        ``evidence`` and ``passes``.
     """
     frames: list[pd.DataFrame] = []
     drawn: list[np.ndarray] = []
@@ -105,7 +116,7 @@ def judged_features(
             if of.sum() >= 2 * SUPPORT:
                 places = np.flatnonzero(of)
                 noise = orders if draws is None else None
-                frames.append(_within(each, label, places, effects, noise))
+                frames.append(_within(each, label, places, effects, noise, sources))
                 if draws is not None:
                     drawn.append(_in_draws(each, places, draws.gains))
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=_COLUMNS)
@@ -154,6 +165,7 @@ def _within(
     places: np.ndarray,
     effects: np.ndarray,
     orders: np.ndarray | None,
+    sources: np.ndarray | None,
 ) -> pd.DataFrame:
     """All features of one kind within one label that have enough support."""
     members, n1, keep = _supported(candidates, places)
@@ -161,6 +173,10 @@ def _within(
     own = effects[rows]
     values = own if candidates.changes is None else candidates.changes[np.ix_(places, keep)]
     with_, without, error, freedom, p = _compared(members, n1, values)
+    place = None if sources is None else numbered(sources[rows])
+    if place is not None and place.max() + 1 < len(rows):
+        error, freedom = difference_errors(members, n1, values, place)
+        p = _of_ranks(members, n1, values, place)
     noise = np.full(len(keep), np.nan)
     # One order alone has no spread.
     if orders is not None and orders.shape[1] > 1:
@@ -236,6 +252,19 @@ def _compared(
     # Without any variance all freedom is as good.
     freedom = np.where(squares > 0, (var1 + var0) ** 2 / np.where(squares > 0, squares, 1), n1)
     return with_, without, np.sqrt(var1 + var0), freedom, p
+
+
+def _of_ranks(
+    members: sparse.csr_matrix, n1: np.ndarray, values: np.ndarray, place: np.ndarray
+) -> np.ndarray:
+    """P of the difference of mean ranks over its clustered error; 1 where that is not known."""
+    ranks = rankdata(values, axis=0)
+    sums = _sums(members, ranks)
+    difference = sums / n1 - (ranks.sum(axis=0) - sums) / (len(ranks) - n1)
+    error, freedom = difference_errors(members, n1, ranks, place)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stdtr(freedom, -np.abs(difference / error))
+    return np.where(np.isfinite(p), p, 1.0)
 
 
 def _sums(members: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:

@@ -37,12 +37,7 @@ function makePad(place) {
     one.onclick = () => change(pad, () => stamp(pad, y, x), `The ${y} ${x} corner is stamped`);
     find(".corners").append(one);
   }
-  find(".from").onsubmit = (event) => {
-    event.preventDefault();
-    const id = find(".id").value.trim();
-    if (id) pad.component.setTriggerValue("begin", { example: id });
-  };
-  find(".any").onclick = () => pad.component.setTriggerValue("begin", { example: null });
+  startFrom(pad);
   const { sheet } = pad;
   sheet.onpointerdown = (event) => begin(pad, event);
   sheet.onpointermove = (event) => go(pad, event);

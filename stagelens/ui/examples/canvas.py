@@ -7,8 +7,6 @@ own example like an uploaded file.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import streamlit as st
 
@@ -18,7 +16,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import state
 from stagelens.ui.reading import loaders
 
-from . import drawings, live_answers
+from . import drawings, editor, live_answers
 from .drawings import Paper
 from .live_answers import Question
 
@@ -27,16 +25,9 @@ DRAWING = "your drawing"
 
 _KEY = "canvas"
 _WRONG = state.session_key("drawn-wrong")
-_HERE = Path(__file__).parent
 
 
-def _part(kind: str) -> str:
-    return (_HERE / f"canvas.{kind}").read_text(encoding="utf-8")
-
-
-_component = st.components.v2.component(
-    "stagelens_canvas", html=_part("html"), css=_part("css"), js=_part("js")
-)
+_component = editor.component("canvas")
 
 
 def show(workspace: Workspace, paper: Paper, pixels: np.ndarray | None) -> None:

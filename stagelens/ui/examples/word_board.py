@@ -7,7 +7,6 @@ typed before the field is left. What is typed stays in the browser, which sends 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,14 @@ from stagelens.analyses.spurious.ranking import strongest
 from stagelens.charts.tokens import largest_effect, shade
 from stagelens.contracts import Behaviour
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import state
+from stagelens.ui.pieces import components, state
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.found_features import found_features
+from stagelens.ui.server import settings
 from stagelens.wording.numbers import amount_text, phrase
 from stagelens.wording.trust_words import signs_known
 
-from . import live_answers, own_form
+from . import editor, live_answers, own_form
 from .live_answers import Asked, Question
 
 WRITTEN = "your text"
@@ -35,18 +35,11 @@ _KEY = "words"
 _WRONG = state.session_key("written-wrong")
 _FOUND = 6
 """Found words that are offered."""
-_HERE = Path(__file__).parent
 _HELP = f"Every model answers as you type; buttons act on the word at the cursor. {own_form.STAYS}"
 _UNKNOWN = "unknown to the tokenizer, so the models read it as any other unknown word"
 
 
-def _part(kind: str) -> str:
-    return (_HERE / f"words.{kind}").read_text(encoding="utf-8")
-
-
-_component = st.components.v2.component(
-    "stagelens_words", html=_part("html"), css=_part("css"), js=_part("js")
-)
+_component = editor.component("words")
 
 
 def show(
@@ -74,6 +67,7 @@ def show(
         if isinstance(begin, dict):
             _begin(workspace, begin.get("example"))
 
+    words_found = _found(workspace)
     question = live_answers.question()
     text = "" if question is None else str(question.content.get(field, ""))
     sent = st.session_state.get(_KEY, {}).get("typed")
@@ -92,7 +86,7 @@ def show(
             "most": live_answers.MOST_CHARACTERS,
             "words": [] if asked is None else _spans(text, asked),
             "looks": looks,
-            "found": _found(workspace),
+            "found": words_found or [],
             "unknown": _UNKNOWN,
             "idle": why or ("Choose a word with the cursor: what it pushes is told." * bool(looks)),
             "help": _HELP,
@@ -100,6 +94,14 @@ def show(
         on_typed_change=typed,
         on_begin_change=begun,
     )
+    if words_found is None:
+        st.page_link(
+            components.FEATURES,
+            label="Find words to insert",
+            icon=":material/troubleshoot:",
+            help="Words that go with a stage's effect are offered here once they have been found.",
+            query_params=components.here(**{state.PART: state.FOUND}),
+        )
     wrong = st.session_state.pop(_WRONG, None)
     if wrong is not None:
         st.warning(wrong)
@@ -192,13 +194,16 @@ def _look(
     return {"name": name, "words": words}
 
 
-def _found(workspace: Workspace) -> list[dict[str, str]]:
-    """Words that a search has found to go with a stage's effect, the strongest first."""
+def _found(workspace: Workspace) -> list[dict[str, str]] | None:
+    """Words that a search has found to go with a stage's effect, the strongest first.
+
+    None where nobody has searched yet, and somebody could.
+    """
     if workspace.effects is None:
         return []
     found = found_features(workspace.at, workspace.examples.name, workspace.effects.estimator)
     if found is None:
-        return []
+        return [] if settings.read_only() or not workspace.computable else None
     named: dict[str, tuple[float, str]] = {}
     for one in found.facts.stages:
         rows = strongest(found, one.stage)

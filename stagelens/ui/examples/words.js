@@ -51,12 +51,7 @@ function makePen(place) {
     pen.look = event.target.value;
     draw(pen);
   };
-  find(".from").onsubmit = (event) => {
-    event.preventDefault();
-    const id = find(".id").value.trim();
-    if (id) pen.component.setTriggerValue("begin", { example: id });
-  };
-  find(".any").onclick = () => pen.component.setTriggerValue("begin", { example: null });
+  startFrom(pen);
   return pen;
 }
 

@@ -103,8 +103,7 @@ def tell_story(workspace: Workspace, effects: Effects) -> None:
                         st.page_link(page, label=label, icon=icon, query_params=link)
 
 
-_EXAMPLES = "pages/1_Examples.py"
-_FEATURES = "pages/2_Spurious_features.py"
+_EXAMPLES, _FEATURES = components.EXAMPLES, components.FEATURES
 _REMOVE = "pages/3_Remove_a_stage.py"
 _TRUST = "pages/4_Trust.py"
 _FOUND = {state.PART: state.FOUND}

@@ -34,7 +34,7 @@ PAGES = (
     ("pages/5_Report.py", "Report", ":material/description:"),
 )
 
-EXAMPLES = PAGES[1][0]
+EXAMPLES, FEATURES = PAGES[1][0], PAGES[2][0]
 _GOING = state.session_key("going")
 """The page that is turned to in the next run, and what it shall show."""
 _SIDEBAR = 264

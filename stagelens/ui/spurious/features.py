@@ -309,16 +309,17 @@ def _how(found: Features, stage: str, trust: StageTrust) -> None:
         if found.facts.noise
         else "the training noise is not known (the Trust page measures it)"
     )
+    sources = f", with errors clustered by {found.facts.sources}" if found.facts.sources else ""
     components.text_block(
         f"{counts.passed:,} of {count_text(counts.tested, 'test')} pass. Each compares examples of "
-        f"one label with and without a feature, at least {SUPPORT} of either: rank-sum test, false "
-        f"discovery rate at most {percent(LEVEL)} over all tests of the stage (Benjamini and "
-        f"Hochberg), a difference of at least {SMALLEST:g} standard deviations of the effect "
-        f"within its label, {noise}. Where a feature passes in several labels and does the same in "
-        "them, it is shown once, with means over their examples. Words and patches come before "
-        "groups of look-alikes; each sorted by evidence, the end of the 95 % interval that is "
-        "nearer to zero, times examples. That a feature goes with an effect does not "
-        "mean that it is spurious: look at the examples.",
+        f"one label with and without a feature, at least {SUPPORT} of either: rank-sum test"
+        f"{sources}, false discovery rate at most {percent(LEVEL)} over all tests of the stage "
+        f"(Benjamini and Hochberg), a difference of at least {SMALLEST:g} standard deviations of "
+        f"the effect within its label, {noise}. Where a feature passes in several labels and does "
+        "the same in them, it is shown once, with means over their examples. Words and patches "
+        "come before groups of look-alikes; each sorted by evidence, the end of the 95 % interval "
+        "that is nearer to zero, times examples. That a feature goes with an effect does not mean "
+        "that it is spurious: look at the examples.",
         muted=True,
     )
     with st.expander("The tests of this stage as a table"):
