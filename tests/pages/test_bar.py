@@ -56,6 +56,14 @@ def test_without_a_choice_every_page_begins_with_the_same(open_page, demo: Path,
     assert found == {**CHOSEN, **at_first}
 
 
+_FOLDED = {
+    "app.py": "loss · stamped · replay",
+    "pages/3_Remove_a_stage.py": "stamped · replay",
+    "pages/4_Trust.py": "loss",
+    REPORT: "",
+}
+
+
 def test_a_choice_is_kept_when_pages_change_also_where_it_is_not_looked_at(
     open_page, demo: Path
 ) -> None:
@@ -66,7 +74,8 @@ def test_a_choice_is_kept_when_pages_change_also_where_it_is_not_looked_at(
     chosen = {key: CHOSEN[key] for key in ("measure", "group", "stage")}
     for page in PAGES:
         check(app.switch_page(page).run())
-        assert page == REPORT or "loss · stamped · shortcut · replay" in words(app)
+        # Narrow windows fold the bar: its line says what the page looks at.
+        assert _FOLDED.get(page, "loss · stamped · shortcut · replay") in words(app)
         held = {key: value for key, value in app.query_params.items() if key in state.SHARED}
         assert held == chosen
 
