@@ -115,8 +115,8 @@ def card() -> None:
             key=_key("pickles"),
             disabled=busy,
             persist_state="session",
-            help="pytorch_model.bin and those of DeepSpeed, for folders without safetensors. No code "
-            "in them is run.",
+            help="pytorch_model.bin and those of DeepSpeed, for folders without safetensors. No "
+            "code in them is run.",
         )
     if asked is not None and job_progress.job_state(asked.key, "Dismiss", _in_fields):
         return
