@@ -12,7 +12,7 @@ import typer
 
 from stagelens.compute import processes
 from stagelens.effects.results import Result
-from stagelens.estimators.coarse_replay import EXACT
+from stagelens.estimators.coarse_replay import EXACT, CoarseReplay
 from stagelens.estimators.durations import paces, replay_seconds, replays_seconds
 from stagelens.estimators.protocol import Estimator
 from stagelens.estimators.registry import (
@@ -114,7 +114,7 @@ def attribute(
         from stagelens.trust.verification import keep_agreements, trusted
 
         settings = chosen_settings(budget, exact_stages)
-        replaying = estimator in (None, REPLAY)
+        replaying = estimator in (None, REPLAY, CoarseReplay.name)
         settings |= sharing(opened, split_batches, shard if replaying or shard else False)
         settings |= {"ensemble": ensemble} if ensemble is not None else {}
         computing.boundaries(opened, examples.name)
@@ -253,10 +253,14 @@ def verify(
         opened = opened_together(run, task)
         _ = opened.last  # as for attribute
         examples = opened.evaluation_set(set_name)
+        shared = "shard" in sharing(opened, split_batches, shard)
+        if shared:
+            known = (REPLAY, CoarseReplay.name)
+            wanted = [(n, own | {"shard": True} if n in known else own) for n, own in wanted]
         rows = verification.verify(
             *(opened, examples.name, wanted, report),
             *(stage or None, orders, split_batches, ensemble),
-            shard="shard" in sharing(opened, split_batches, shard),
+            shard=shared,
         )
     if as_json:
         say(rows[list(verification.COLUMNS)].to_json(orient="records", indent=1))

@@ -39,6 +39,7 @@ class CoarseReplay(Estimator):
             reported cost is what was actually spent.
         exact_stages: How many of the first later stages are replayed exactly, besides what the
             budget is spent on. A stage with no more later stages than that is left out by replay.
+        shard: See :class:`~stagelens.estimators.replay.Replay`.
     """
 
     name = "coarse-replay"
@@ -52,7 +53,9 @@ class CoarseReplay(Estimator):
     default_budget = 0.25
     warns_cheaper = True
 
-    def __init__(self, budget: float = default_budget, exact_stages: int = 0) -> None:
+    def __init__(
+        self, budget: float = default_budget, exact_stages: int = 0, shard: bool = False
+    ) -> None:
         if not 0 < budget <= 1:
             raise Refused(
                 f"a budget of {budget:g} is not between 0 and 1; it is the share of replay's cost "
@@ -67,6 +70,12 @@ class CoarseReplay(Estimator):
         self.settings = {"budget": budget} | ({EXACT: exact_stages} if exact_stages else {})
         self.budget = budget
         self.exact_stages = exact_stages
+        self.replay = Replay(shard=shard)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the processes of the job share the model."""
+        return self.replay.in_step
 
     @classmethod
     def possible(cls, run: Run) -> bool:
@@ -97,7 +106,7 @@ class CoarseReplay(Estimator):
     def prepare(self, run: Run, stages: Sequence[Stage], progress: ProgressCallback) -> None:
         """Checks of replay, where any stage is left out by replay."""
         if replayed := self._replayed(run, stages):
-            Replay().prepare(run, replayed, progress)
+            self.replay.prepare(run, replayed, progress)
 
     def _replayed(self, run: Run, stages: Sequence[Stage]) -> list[Stage]:
         """Those that have so few later stages that all of them are replayed exactly."""
@@ -144,12 +153,13 @@ class CoarseReplay(Estimator):
         share = len(replayed) / len(stages)
         if replayed:
             part = overall.part(0.0, share)
-            for found in Replay().counterfactuals(run, replayed, part):
+            for found in self.replay.counterfactuals(run, replayed, part):
                 reason = f"All later stages are replayed. {found.trust.reason}"
                 told = {"estimator": self.name, "reason": reason}
                 yield replace(found, trust=found.trust.model_copy(update=told))
         if estimated:
             part = overall.part(share, 1.0)
             yield from paired_replays(
-                run, estimated, self.budget, self.name, part, self.exact_stages
+                *(run, estimated, self.budget, self.name, part, self.exact_stages),
+                share=self.replay.share,
             )

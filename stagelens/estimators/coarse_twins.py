@@ -10,14 +10,17 @@ from functools import partial
 
 import torch
 
+from stagelens.compute import processes
 from stagelens.contracts import Progress, ProgressCallback
 from stagelens.replaying.coarse import CoarseModel, transfer
 from stagelens.replaying.coarse_plan import CoarseStep, coarse_steps
 from stagelens.replaying.replay import cross_boundary, replay_stage, same_arithmetic
+from stagelens.replaying.stage_model import Share
 from stagelens.replaying.training_loss import Passed
 from stagelens.runs.batches import batch_size
 from stagelens.runs.optimizer_kinds import without_formula
 from stagelens.runs.run import Run, Stage
+from stagelens.runs.shards import own_part
 from stagelens.runs.states import TrainingState
 
 from .hardness import hardness
@@ -58,6 +61,7 @@ def paired_replays(
     estimator: str,
     progress: ProgressCallback,
     exact_stages: int = 0,
+    share: Share = "",
 ) -> Iterator[Counterfactual]:
     """The model without each of ``stages``, by cheap replays that share their factual twins.
 
@@ -69,6 +73,7 @@ def paired_replays(
         progress: Called for every step.
         exact_stages: How many of the first later stages are replayed exactly as well, for the
             cheap replay to go on from there.
+        share: What the processes of the job share: nothing, or the model.
     """
     later = run.stages[min(stage.index for stage in stages) + 1 :]
     open_stages = {
@@ -91,9 +96,9 @@ def paired_replays(
             if one.usable or one.exact is not None:
                 one.replay_cost += stage.steps * step_size(stage)
         if cheap:
-            pass_stage(run, stage, cheap, budget, part.piece(0, 1 + len(exact)))
+            pass_stage(run, stage, cheap, budget, part.piece(0, 1 + len(exact)), share)
         for number, one in enumerate(exact, 1):
-            one.pass_exactly(run, stage, exact_stages, part.piece(number, 1 + len(exact)))
+            one.pass_exactly(run, stage, exact_stages, part.piece(number, 1 + len(exact)), share)
         done += stage.steps
     final = run.last.end()
     for one in open_stages.values():
@@ -129,13 +134,20 @@ class OpenStage:
         return not self.refused
 
     def pass_exactly(
-        self, run: Run, stage: Stage, exact_stages: int, progress: ProgressCallback
+        self,
+        run: Run,
+        stage: Stage,
+        exact_stages: int,
+        progress: ProgressCallback,
+        share: Share,
     ) -> None:
         """Replay one later stage; after the last one that is, the cheap replay goes on from it."""
         assert self.exact is not None
         began = time.perf_counter()
         begin = cross_boundary(self.exact, stage)
-        replayed = replay_stage(run.task, stage, begin, progress, passed=self.exact_passed)
+        replayed = replay_stage(
+            run.task, stage, begin, progress, share=share, passed=self.exact_passed
+        )
         self.exact = replayed.state
         self.exact_passed.leave(stage, self.exact.model)
         self.spent += replayed.example_gradients
@@ -194,7 +206,12 @@ def choose_plan(run: Run, stage: Stage, budget: float) -> Plan:
 
 
 def pass_stage(
-    run: Run, stage: Stage, here: Sequence[OpenStage], budget: float, progress: ProgressCallback
+    run: Run,
+    stage: Stage,
+    here: Sequence[OpenStage],
+    budget: float,
+    progress: ProgressCallback,
+    share: Share = "",
 ) -> None:
     """Carry every open stage's difference through one later stage; back off where it diverges."""
     size, recorded = step_size(stage), stage.end()
@@ -210,7 +227,7 @@ def pass_stage(
                 )
             return
         began = time.perf_counter()
-        factual, twins, spent = _walk(run, stage, left, plan, progress)
+        factual, twins, spent = _walk(run, stage, left, plan, progress, share)
         # Attempts that diverged were paid for as well.
         for one, twin in zip(left, twins, strict=True):
             one.spent += spent / len(left)
@@ -268,7 +285,12 @@ def _kept(stage: Stage, step: int) -> int:
 
 
 def _walk(
-    run: Run, stage: Stage, here: Sequence[OpenStage], plan: Plan, progress: ProgressCallback
+    run: Run,
+    stage: Stage,
+    here: Sequence[OpenStage],
+    plan: Plan,
+    progress: ProgressCallback,
+    share: Share = "",
 ) -> tuple[TrainingState | None, list[TrainingState | None], int]:
     """Run the twins through one stage; none of them affects another.
 
@@ -280,11 +302,13 @@ def _walk(
     nothing: list[TrainingState | None] = [None] * len(here)
     spent = 0
     with same_arithmetic(stage):
-        twins = [CoarseModel(run.task, stage, starts[0])]
+        twins = [CoarseModel(run.task, stage, starts[0], share=share)]
         for one, start in zip(here, starts[1:], strict=True):
             passed = one.passed.enter(stage, start.model)
-            twins.append(CoarseModel(run.task, stage, start, passed))
-        before = CoarseModel(run.task, stage, starts[0])  # never stepped: measures the way below
+            twins.append(CoarseModel(run.task, stage, start, passed, share))
+        before = CoarseModel(
+            run.task, stage, starts[0], share=share
+        )  # never stepped: measures the way below
         gaps = [_distance(twins[0], twin) for twin in twins[1:]]
         health = _Health()
         finite = [True] * len(here)
@@ -319,8 +343,9 @@ def _walk(
 def _distance(a: CoarseModel, b: CoarseModel) -> float:
     with torch.no_grad():
         # One call for all parameters, whose norms then make one number to fetch from the device.
-        gaps = torch._foreach_sub(list(a.parameters.values()), list(b.parameters.values()))
-        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gaps))))
+        gaps = torch._foreach_sub(*([own_part(p) for p in m.parameters.values()] for m in (a, b)))
+        gap = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gaps)))
+        return float(gap if a.shared is None else processes.added(gap.square()).sqrt())
 
 
 class _Health:

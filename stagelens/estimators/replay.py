@@ -16,7 +16,7 @@ from .protocol import Counterfactual, Estimator
 from .stage_trust import REPLAY, StageTrust
 
 if TYPE_CHECKING:
-    from stagelens.replaying.replay import Share
+    from stagelens.replaying.stage_model import Share
 
     from .replay_check import ReplayCheck
 

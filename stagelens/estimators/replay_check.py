@@ -10,13 +10,14 @@ from weakref import WeakKeyDictionary
 
 from stagelens.compute import devices, processes
 from stagelens.contracts import ProgressCallback, Refused, RunError
-from stagelens.replaying.replay import Share, threads_here
+from stagelens.replaying.replay import threads_here
 from stagelens.replaying.reproduction import (
     Sampled,
     first_loss,
     measure_deviation,
     sample_steps,
 )
+from stagelens.replaying.stage_model import Share
 from stagelens.replaying.step import AUTOCAST
 from stagelens.runs.files import read_json, write_json
 from stagelens.runs.objectives import how_to_give

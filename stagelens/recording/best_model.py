@@ -14,6 +14,7 @@ from stagelens.runs.boundary_facts import BestModel
 from stagelens.runs.checked_files import CheckedFiles
 from stagelens.runs.saved_states import load_state
 from stagelens.runs.schema import Checkpoint, PartRef
+from stagelens.runs.shards import own_part, put_back, shared_like
 from stagelens.runs.states import model_tensors, same_tensor
 from stagelens.runs.steps import parts_until
 
@@ -43,8 +44,10 @@ class Best:
             RecordingError: Names the first parameter or buffer that differs.
         """
         kept = load_state(CheckedFiles(root), self.checkpoint.state).model
+        put_back(model)
         for name, tensor in model_tensors(model).items():
-            if not same_tensor(tensor.cpu(), kept[name]):
+            then = own_part(shared_like(tensor, kept[name]))
+            if not same_tensor(own_part(tensor).cpu(), then.cpu()):
                 raise RecordingError(
                     f"{name} is not as it was at step {self.checkpoint.step}, which was kept as "
                     "the best; load all weights of that step, and change nothing afterwards"

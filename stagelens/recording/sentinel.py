@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from stagelens.runs.shards import is_shared_out, own_part
+
 from .optimizer_state import equal_or_nan
 
 _AT_FIRST, _THEN_EVERY = 64, 4
@@ -28,9 +30,11 @@ class Sentinel:
         self, parameters: Sequence[nn.Parameter], failed: Callable[[Exception], None]
     ) -> None:
         # Small, as its gradient is compared at every update; a zero one would not show scaling.
-        moving = [p for p in parameters if p.grad is not None and bool(p.grad.any())]
+        # Of one that is shared out, each process follows its own part, if it has any.
         trained = [p for p in parameters if p.requires_grad]
-        self.parameter = min(moving or trained, key=lambda p: p.numel())
+        here = [p for p in trained if own_part(p).numel()]
+        moving = [p for p in here if p.grad is not None and bool(own_part(p.grad).any())]
+        self.parameter = min(moving or here or trained, key=lambda p: own_part(p).numel())
         self.followed = True
         self._failed = failed
         self._given: Tensor | None = None
@@ -41,6 +45,7 @@ class Sentinel:
             self.parameter.register_hook(self._seen),
             self.parameter.register_post_accumulate_grad_hook(self._added),
         )
+        self._shared_out = is_shared_out(self.parameter)
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -60,7 +65,10 @@ class Sentinel:
         if self.followed:
             self._given = gradient.detach()
 
-    def _added(self, _parameter: Tensor) -> None:
+    def _added(self, parameter: Tensor) -> None:
+        if self._shared_out:
+            self._averaged(parameter)
+            return
         given, self._given = self._given, None
         if given is None:
             return
@@ -73,8 +81,17 @@ class Sentinel:
         except Exception as error:
             self._failed(error)
 
+    def _averaged(self, parameter: Tensor) -> None:
+        """Backward of all processes has left their mean; torch calls no other hook then."""
+        if not self.followed or parameter.grad is None:
+            return
+        try:
+            self._incoming = own_part(parameter.grad).clone()
+        except Exception as error:
+            self._failed(error)
+
     def same(self) -> bool:
         """Whether the gradient is what backward gave, as far as that was seen."""
         incoming, self._incoming = self._incoming, None
-        gradient = self.parameter.grad
+        gradient = own_part(self.parameter.grad)
         return incoming is None or gradient is None or equal_or_nan(incoming, gradient)

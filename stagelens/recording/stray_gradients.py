@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from stagelens.contracts import RecordingError
 from stagelens.runs.optimizer_set import AnyOptimizer, Handles
+from stagelens.runs.shards import is_shared_out
 
 
 class StrayGradients:
@@ -53,6 +54,13 @@ class StrayGradients:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and id(parameter) not in updated
         }
+        shared_out = [name for name, p in self._strays.items() if is_shared_out(p)]
+        if shared_out:
+            raise RecordingError(
+                f"{shared_out[0]} is trained by no optimiser of the stage, clipping counts its "
+                "gradient, and where the model is shared out over processes nothing shows whether "
+                "the loop clears it; freeze it, requires_grad_(False), or give it to an optimiser"
+            )
         if self._strays:
             self._before = dict.fromkeys(self._strays)
             self.handles.append(optimizer.register_step_post_hook(self._updated))

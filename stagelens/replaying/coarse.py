@@ -29,20 +29,23 @@ from stagelens.runs.batches import to_device
 from stagelens.runs.optimizer_kinds import without_formula
 from stagelens.runs.optimizer_set import AnyOptimizer
 from stagelens.runs.run import Stage
+from stagelens.runs.shards import shared_like
 from stagelens.runs.states import (
     OptimizerState,
     TrainingState,
     capture,
     copied,
-    load_into,
     load_optimizer,
     model_tensors,
+    optimizer_tensors,
 )
 from stagelens.runs.step_records import MicroBatch, StepRecord
 
 from .coarse_plan import CoarseStep
 from .optimizers import build_optimizer, set_group_hyperparameters, update
-from .step import MainBuffers, StepRules, loss_of, prepare, restore_missing
+from .sharded_model import SharedModel
+from .stage_model import Share, stage_model
+from .step import MainBuffers, StepRules, loss_of, restore_missing
 from .training_loss import Passed, loss_of_stage
 
 _TINY = 1e-30
@@ -56,18 +59,20 @@ class CoarseModel:
         stage: Gives loss, optimiser, modes and names.
         state: The training state to start from.
         passed: Where its counterfactual was at boundaries before the stage.
+        share: What the processes of the job share: nothing, or the model.
     """
 
     def __init__(
-        self, task: Task, stage: Stage, state: TrainingState, passed: Passed | None = None
+        self,
+        task: Task,
+        stage: Stage,
+        state: TrainingState,
+        passed: Passed | None = None,
+        share: Share = "",
     ) -> None:
-        facts = stage.facts
-        self.model = task.build_model(facts.build_config)
-        load_into(self.model, state.model)
-        self.device = devices.computing()
-        self.model.to(self.device)
-        self.rules = StepRules.of(facts)
-        prepare(self.model, self.rules)
+        self.device, self.rules = devices.computing(), StepRules.of(stage.facts)
+        given = (stage, state.model, self.rules, self.device, share)
+        self.model, self.shared = stage_model(task, *given)
         self.loss_function = loss_of_stage(task, stage, self.model, passed)
         self.rule = stage.optimizer.name
         self.groups = [group.parameters for group in stage.optimizer.groups]
@@ -83,13 +88,15 @@ class CoarseModel:
                 name: {
                     # Copied, as steps change it in place. Adam's count stays on the CPU: it is read
                     # at every step, which would wait for a GPU.
-                    key: value.to("cpu" if key == "step" else self.device, copy=True)
+                    key: shared_like(self.parameters[name], value).to(
+                        "cpu" if key == "step" else self.device, copy=True
+                    )
                     for key, value in tensors.items()
                 }
                 for name, tensors in state.optimizer.items()
             }
         norms: list[Any] = [m for m in self.model.modules() if _keeps_running_mean(m)]
-        self.buffers = MainBuffers(self.model.buffers(), self.rules)
+        self.buffers = MainBuffers(self.model.buffers(), self.rules, self.shared is not None)
         self.norms = [(module, float(module.momentum)) for module in norms]
         self.loss = math.nan
 
@@ -110,18 +117,33 @@ class CoarseModel:
             # r updates with one batch: running' = (1 - m)^r running + (1 - (1 - m)^r) batch.
             module.momentum = 1 - (1 - momentum) ** merged
         self.model.zero_grad(set_to_none=True)
-        self.loss = 0.0
-        for micro in batches:
-            devices.restore_random(micro.rng, self.device)
-            batch = to_device(micro.batch, self.device)
-            factor = scale / self.rules.divisor(micro)
-            with self.buffers.of(micro):
-                loss = loss_of(self.loss_function, self.model, batch, self.rules) * factor
-                self.loss += float(loss.detach())
-                loss.backward()
+        if self.shared is None:
+            self.loss = sum(self._pass(m, scale / self.rules.divisor(m)) for m in batches)
+        else:
+            self.loss = self._passes_of(self.shared, batches, scale)
         if self.rules.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.rules.clip_norm)
         return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+
+    def _pass(self, micro: MicroBatch, factor: float) -> float:
+        """One forward and backward pass of a loss times a factor; that product."""
+        devices.restore_random(micro.rng, self.device)
+        batch = to_device(micro.batch, self.device)
+        with self.buffers.of(micro):
+            loss = loss_of(self.loss_function, self.model, batch, self.rules) * factor
+            found = float(loss.detach())
+            loss.backward()
+        return found
+
+    def _passes_of(self, shared: SharedModel, batches: Sequence[MicroBatch], scale: float) -> float:
+        own: dict[int, float] = {}
+        for place, micro in shared.own(batches):
+            # Torch takes the mean over processes.
+            factor = shared.count * scale / self.rules.divisor(micro)
+            loss = self._pass(micro, 0.0 if place is None else factor)
+            if place is not None:
+                own[place] = loss / shared.count
+        return sum(shared.losses(own, len(batches)))
 
     @torch.no_grad()
     def step(self, coarse: CoarseStep) -> None:
@@ -230,6 +252,10 @@ class CoarseModel:
 
     def snapshot(self) -> TrainingState:
         """A copy of the training state as it is now."""
+        if self.shared is not None:
+            own = self.own
+            state = self.state if own is None else optimizer_tensors(own, self.names)
+            return self.shared.gathered(state)
         if self.own is not None:
             return capture(self.model, self.own, self.names)
         return TrainingState(

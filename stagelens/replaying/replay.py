@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import nn
@@ -19,15 +18,16 @@ from stagelens.runs.boundaries import apply_boundary, check_crossable, check_sta
 from stagelens.runs.optimizer_kinds import absent
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import Precision
-from stagelens.runs.states import TrainingState, capture, load_into, load_optimizer, same_tensor
+from stagelens.runs.states import TrainingState, capture, load_optimizer, same_tensor
 from stagelens.runs.step_records import StepRecord
 
 from .averaging import Averaging
 from .modes import call_all, called
 from .optimizers import build_optimizer, update_in_lists
-from .sharded_model import SharedModel, check_shardable, share_out
+from .sharded_model import SharedModel
 from .shared_batches import SplitGradient
-from .step import OF_KERNELS, Stepper, StepRules, prepare, widest_eps
+from .stage_model import Share, stage_model
+from .step import OF_KERNELS, Stepper, StepRules, widest_eps
 from .training_loss import Passed, loss_of_stage
 
 
@@ -101,10 +101,6 @@ def check_replayable(stages: Sequence[Stage]) -> None:
         _ = stage.objective  # refused where it is not known
 
 
-Share = Literal["", "batches", "model"]
-"""What the processes of a job share in a replay: nothing, every batch, or the model, of which each
-holds a part."""
-
 _ROUNDING: Mapping[Precision, float] = {"float32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
 
@@ -170,30 +166,17 @@ class StageReplay:
         self.rules = StepRules.of(facts)
         device = devices.replaying(stage.environment.device)
         state = stage.start() if state is None else state
-        if share == "model":
-            check_shardable(stage)
-            self.model = task.build_empty(facts.build_config)
-            prepare(self.model, self.rules)
-            share_out(self.model, stage, state.model, device)
-        else:
-            self.model = task.build_model(facts.build_config)
-            load_into(self.model, state.model)
-            self.model.to(device)
-            prepare(self.model, self.rules)
+        self.model, self._parts = stage_model(task, stage, state.model, self.rules, device, share)
         parameters = dict(self.model.named_parameters())
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.optimizer = build_optimizer(stage.optimizer, parameters)
         load_optimizer(self.optimizer, self.names, state.optimizer)
         update_in_lists(self.optimizer)
-        self._shared: SplitGradient | SharedModel | None = None
-        if share:
-            self._shared = (
-                SharedModel(stage, self.model)
-                if share == "model"
-                else SplitGradient(task, self.model, stage.name)
-            )
+        shared: SplitGradient | SharedModel | None = self._parts
+        if share == "batches":
+            shared = SplitGradient(task, self.model, stage.name)
         self._loss = loss_of_stage(task, stage, self.model, passed)
-        self._stepper = Stepper(self._loss, self.model, self.optimizer, self.rules, self._shared)
+        self._stepper = Stepper(self._loss, self.model, self.optimizer, self.rules, shared)
         self._tolerance = tolerance_of(self.rules, self.model)
         average = facts.average
         self._averaging = None if average is None else Averaging(average, self.model)
@@ -254,8 +237,8 @@ class StageReplay:
 
     def state(self) -> TrainingState:
         """A copy of the training state as it is now; after :meth:`run`, the stage's end."""
-        if isinstance(self._shared, SharedModel):
-            return self._shared.state(self.optimizer, self.names)
+        if self._parts is not None:
+            return self._parts.state(self.optimizer, self.names)
         state = capture(self.model, self.optimizer, self.names)
         if self._averaging is not None and self._ran:
             state.model = capture(self._averaging.model, None, {}).model

@@ -22,7 +22,8 @@ from stagelens.runs.states import (
 from stagelens.runs.step_records import StepRecord
 from stagelens.runs.streaming import facts_of, side_by_side
 
-from .replay import Share, StageReplay, fits, replay_stage, same_arithmetic, tolerance_of
+from .replay import StageReplay, fits, replay_stage, same_arithmetic, tolerance_of
+from .stage_model import Share
 from .step import StepRules, loss_of, prepare
 from .training_loss import loss_of_stage
 

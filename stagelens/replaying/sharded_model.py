@@ -23,7 +23,14 @@ from stagelens.runs.optimizer_set import AnyOptimizer
 from stagelens.runs.run import Stage
 from stagelens.runs.saved_states import nested
 from stagelens.runs.shards import shared_like
-from stagelens.runs.states import TrainingState, Weights, fitted, model_tensors
+from stagelens.runs.states import (
+    OptimizerState,
+    TrainingState,
+    Weights,
+    fitted,
+    model_tensors,
+    optimizer_tensors,
+)
 from stagelens.runs.step_records import MicroBatch
 from stagelens.runs.streaming import MappedTensors
 
@@ -153,6 +160,10 @@ class SharedModel:
 
     def state(self, optimizer: AnyOptimizer, names: Mapping[int, str]) -> TrainingState:
         """The training state as it is now, whole, in files that all processes read."""
+        return self.gathered(optimizer_tensors(optimizer, names))
+
+    def gathered(self, optimizer: OptimizerState) -> TrainingState:
+        """The same, of parts of an optimiser's state."""
         folder = self._root / "results" / "shards"
         made: list[Mapping[str, Tensor]] = []
 
@@ -160,7 +171,7 @@ class SharedModel:
             main = processes.is_main()
             if main:
                 folder.mkdir(parents=True, exist_ok=True)
-            made.extend(gathered_files(folder if main else None, self._model, optimizer, names))
+            made.extend(gathered_files(folder if main else None, self._model, optimizer))
             return [str(one.path) if isinstance(one, MappedTensors) else None for one in made]
 
         paths = processes.together(gather)[0]

@@ -13,18 +13,14 @@ from torch import Tensor, nn
 
 from stagelens.compute import temporaries
 
-from .optimizer_set import AnyOptimizer
 from .saved_states import nested
 from .shards import is_shared_out, put_back
-from .states import TrainingState, model_tensors, optimizer_tensors
+from .states import OptimizerState, TrainingState, model_tensors
 from .streaming import TemporaryTensors, in_order, write_tensors
 
 
 def gathered_state(
-    folder: Path | None,
-    model: nn.Module,
-    optimizer: AnyOptimizer | None,
-    names: Mapping[int, str],
+    folder: Path | None, model: nn.Module, optimizer: OptimizerState
 ) -> TrainingState:
     """The training state of a sharded model, whole: on disk, and in the memory of no process.
 
@@ -34,8 +30,7 @@ def gathered_state(
     Args:
         folder: Where this process writes temporary files; None for one that only gives its parts.
         model: The sharded model.
-        optimizer: Its optimiser, if its state is wanted.
-        names: ``id(parameter)`` to name.
+        optimizer: The parts of its optimiser's state.
 
     Returns:
         Tensors that are mapped into memory, of files that go with them; an empty state without
@@ -44,23 +39,19 @@ def gathered_state(
     Raises:
         OSError: They cannot be written.
     """
-    weights, state = gathered_files(folder, model, optimizer, names)
+    weights, state = gathered_files(folder, model, optimizer)
     return TrainingState(weights, nested(state))
 
 
 def gathered_files(
-    folder: Path | None,
-    model: nn.Module,
-    optimizer: AnyOptimizer | None,
-    names: Mapping[int, str],
+    folder: Path | None, model: nn.Module, optimizer: OptimizerState
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """As :func:`gathered_state`: the model's tensors, and the optimiser's as ``PARAMETER/KEY``.
 
     Each of the two are those of one file, or none.
     """
     put_back(model)
-    states = {} if optimizer is None else optimizer_tensors(optimizer, names)
-    flat = {f"{name}/{key}": value for name, own in states.items() for key, value in own.items()}
+    flat = {f"{n}/{key}": value for n, own in optimizer.items() for key, value in own.items()}
     found: list[Mapping[str, Tensor]] = []
     failed: Exception | None = None
     for tensors in (model_tensors(model), flat):
@@ -71,11 +62,6 @@ def gathered_files(
     if failed is not None:
         raise failed
     return found[0], found[1]
-
-
-def gathered_model(folder: Path | None, model: nn.Module) -> Mapping[str, Tensor]:
-    """As :func:`gathered_state`, of parameters and buffers alone."""
-    return gathered_state(folder, model, None, {}).model
 
 
 def each_whole(tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:

@@ -34,8 +34,7 @@ def save_tensors(root: Path, relative: str, tensors: Mapping[str, Tensor]) -> Fi
     """
 
     def write(path: Path) -> None:
-        if isinstance(tensors, TemporaryTensors):
-            tensors.move(path)
+        if isinstance(tensors, TemporaryTensors) and tensors.move(path):
             return
         with open(path, "wb") as file:
             write_tensors(file, in_order(tensors), partial(flat_blocks, tensors), {})

@@ -15,7 +15,7 @@ from stagelens.contracts import OptimizerRule, RunError, optimizer_name, optimiz
 from .optimizer_set import AnyOptimizer, members
 from .optimizer_values import GROUP, as_tensors, from_tensors
 from .quantised import quantised_parts, take_quantised
-from .shards import shared_like
+from .shards import is_shared_out, put_back, shared_like
 from .streaming import facts_of, flat_blocks
 
 Weights = Mapping[str, Tensor]
@@ -123,12 +123,15 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         RunError: A name is missing on either side, or a shape differs; nothing is broadcast.
     """
     allocate(model)
+    put_back(model)
     take_quantised(model, tensors)
     with torch.no_grad():
         for name, tensor in fitted(model, tensors).items():
             # In blocks, so that only the module itself takes memory; to a GPU at once, since
             # every transfer takes its time.
-            if tensor.device.type == "cpu" and tensor.is_contiguous():
+            if is_shared_out(tensor):
+                tensor.copy_(shared_like(tensor, tensors[name]))
+            elif tensor.device.type == "cpu" and tensor.is_contiguous():
                 flat, done = tensor.view(-1), 0
                 for block in flat_blocks(tensors, name):
                     flat[done : done + len(block)] = block

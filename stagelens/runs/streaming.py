@@ -248,12 +248,16 @@ class TemporaryTensors(MappedTensors):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self._there = True
         weakref.finalize(self, path.unlink, missing_ok=True)
 
-    def move(self, path: Path) -> None:
-        """Keep the file, under another name of the same file system."""
-        os.replace(self.path, path)
-        self.path = path
+    def move(self, path: Path) -> bool:
+        """Give the file another place on the same file system; whether it had none before."""
+        if self._there:
+            os.replace(self.path, path)
+            self._there = False
+            return True
+        return False
 
 
 class Gathered(Streamed):

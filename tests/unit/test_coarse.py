@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -235,11 +236,11 @@ def test_what_diverges_is_tried_with_less_merging_and_then_refused(
     monkeypatch.setattr(hardness_module, "straightness", lambda _stage: 0.9)  # gentle enough
     monkeypatch.setattr(coarse_twins, "choose_plan", lambda *_: Plan(4, 1))
     tried: list[float] = []
-    walk = coarse_twins._walk
+    walk: Any = coarse_twins._walk
 
-    def watched(run: Run, stage: object, here: object, plan: Plan, progress: object) -> object:
+    def watched(run: Run, stage: object, here: object, plan: Plan, *more: object) -> object:
         tried.append(plan.merge)
-        factual, ends, spent = walk(run, stage, here, plan, progress)  # type: ignore[arg-type]
+        factual, ends, spent = walk(run, stage, here, plan, *more)
         return factual, [end if plan.merge <= stable else None for end in ends], spent
 
     monkeypatch.setattr(coarse_twins, "_walk", watched)
@@ -289,7 +290,7 @@ def test_less_merging_is_no_way_to_batches_that_are_too_thin(
     monkeypatch.setattr(coarse_twins, "choose_plan", lambda *_: Plan(4, 1.4))
     tried: list[Plan] = []
 
-    def diverging(_run: Run, _stage: object, here: list[object], plan: Plan, _: object) -> object:
+    def diverging(_run: Run, _stage: object, here: list[object], plan: Plan, *_: object) -> object:
         tried.append(plan)
         return None, [None] * len(here), 0
 

@@ -28,7 +28,8 @@ def shared_out(rank: int, count: int, port: int, folder: Path, network: str) -> 
         replay = StageReplay(run.task, run.stages[1], share="model")
         parameters = dict(replay.model.named_parameters())
         assert all(isinstance(p, DTensor) for p in parameters.values())
-        attribute(run, "test", "replay", settings={"shard": True})
+        for name in ("replay", "coarse-replay"):
+            attribute(run, "test", name, settings={"shard": True})
 
 
 @pytest.mark.parametrize("network", ["cnn", "batch norm"])
@@ -52,15 +53,16 @@ def test_the_model_shared_out_gives_the_replay_to_rounding_and_says_so(
     ended = launched.run(2, shared_out, tmp_path, network)
     assert ended == [0, 0], [(tmp_path / f"err-{rank}").read_text() for rank in range(2)]
     run, whole = (open_run(tmp_path / name, made.task) for name in ("run-2", "run"))
-    expected = attribute(whole, "test", "replay")
-    found = load_result(run, "test", "effects", "replay")
-    assert found is not None
-    np.testing.assert_allclose(found.table["effect"], expected.table["effect"], rtol=1e-8)
+    for name, settings in (("coarse-replay", {"budget": 0.25}), ("replay", {})):
+        expected = attribute(whole, "test", name)
+        found = load_result(run, "test", "effects", name, settings)
+        assert found is not None
+        np.testing.assert_allclose(found.table["effect"], expected.table["effect"], rtol=1e-7)
     own, other = dict(counterfactuals(run)), dict(counterfactuals(whole))
     for name in own.keys() & other.keys():
         for tensor, value in own[name].items():
             torch.testing.assert_close(value, other[name][tensor], rtol=1e-8, atol=1e-12)
-    assert len(other) == 2 and other.keys() <= own.keys()
+    assert len(other) == 2 + 2 * 3 and other.keys() <= own.keys()
     trust = found.trust["first"]
     assert expected.trust["first"].trust == "exact"
     assert trust.trust == "estimated" and "shared out over 2 processes" in trust.reason

@@ -17,6 +17,7 @@ from stagelens.runs.checked_files import CheckedFiles
 from stagelens.runs.gathering import gathered_state
 from stagelens.runs.saved_states import load_state, save_state
 from stagelens.runs.shards import is_sharded
+from stagelens.runs.states import optimizer_tensors
 from tests.support import launched, small_runs
 from tests.support.loops import differing_state
 from tests.support.sharded import joined, sharded
@@ -68,7 +69,7 @@ def one_by_one(rank: int, count: int, port: int, folder: Path) -> None:
         most: list[int] = []
         DTensor.full_tensor = counting(most)  # type: ignore[method-assign]
         at = folder if rank == 0 else None
-        state = gathered_state(at, model, optimizer, names)
+        state = gathered_state(at, model, optimizer_tensors(optimizer, names))
         # Weights and biases of five layers, and two numbers that AdamW keeps of each.
         assert len(most) == 3 * 10 and max(most) == 1, most
         assert all(isinstance(p, DTensor) for p in model.parameters())
@@ -76,7 +77,7 @@ def one_by_one(rank: int, count: int, port: int, folder: Path) -> None:
         assert max(p.to_local().numel() for p in model.parameters()) < 72  # type: ignore[attr-defined]
         fails = folder / "not there" if rank == 0 else None
         with pytest.raises(OSError) if rank == 0 else contextlib.nullcontext():
-            gathered_state(fails, model, optimizer, names)
+            gathered_state(fails, model, optimizer_tensors(optimizer, names))
         torch.distributed.barrier()  # all came through
         if rank == 0:
             reference = save_state(folder, "end", state)
