@@ -153,6 +153,20 @@ class Task(ABC):
         """
         return task_defaults.collate_arrays(examples, self.classes)
 
+    def evaluation_order(self, examples: Sequence[Example]) -> Sequence[int] | None:
+        """The order in which examples are best measured; what is measured keeps its own.
+
+        Examples that stand side by side share a batch, so texts of one length belong together,
+        which saves padding.
+
+        Args:
+            examples: N of an evaluation set.
+
+        Returns:
+            The numbers 0 to N - 1, each once; None, the default, for the order that they have.
+        """
+        return None
+
     def losses(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """The loss of each example, (B,); training minimises its mean.
 

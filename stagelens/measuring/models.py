@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -97,13 +98,32 @@ def measure(
     # Effects are small differences between models, in which the rounding of TF32 would show.
     with torch.inference_mode(), devices.full_precision(placed.device):
         for chunk in _chunks(batches):
-            collated = [to_device(task.collate(examples), placed.device) for examples in chunk]
+            ordered, back = _ordered(task, chunk)
+            collated = [to_device(task.collate(examples), placed.device) for examples in ordered]
             for number, one in enumerate(weights):
                 placed.load(one)
-                parts[number] += [read(task, task.outputs(model, b), b) for b in collated]
+                found = [read(task, task.outputs(model, b), b) for b in collated]
+                parts[number] += found if back is None else [_taken(_joined(found), back)]
             done += sum(map(len, chunk))
             progress(done / max(count, 1), f"measuring {len(weights)} models, {done} of {count}")
     return [_joined(part) for part in parts]
+
+
+def _ordered(
+    task: Task, chunk: list[list[Example]]
+) -> tuple[list[list[Example]], np.ndarray | None]:
+    """Batches as the task likes them best, and where each example of the chunk is in them."""
+    every = [example for batch in chunk for example in batch]
+    order = task.evaluation_order(every)
+    if order is None:
+        return chunk, None
+    moved = iter([every[number] for number in order])
+    return [list(islice(moved, len(batch))) for batch in chunk], np.argsort(order)
+
+
+def _taken(one: Measured, rows: np.ndarray) -> Measured:
+    values = {name: own[rows] for name, own in one.values.items()}
+    return Measured(values, one.answers[rows], one.confidences[rows])
 
 
 def read(task: Task, outputs: Any, batch: Any) -> Measured:

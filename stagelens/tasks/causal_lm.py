@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,21 +12,18 @@ from torch import Tensor, nn
 
 from stagelens.contracts import Behaviour, Example, Predictions, TaskError, TokenValues
 
+from .likelihoods import PADDING, below, likelihoods
+from .shared_prefixes import LEAST_SHARE, alike_to
 from .tokenizer import TextError
 from .transformer_task import (
     IGNORED,
     Batch,
     TransformerTask,
+    characters,
     checked_texts,
     model_facts,
-    pieces,
     unpadded,
 )
-
-_PIECE_BYTES = 256 << 20
-"""Most bytes that the logits of one piece of a batch take, unless a single row takes more."""
-_POSITIONS = 128
-"""Positions whose logits are held in float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -274,45 +272,35 @@ class CausalLM(TransformerTask):
         # transformers shifts the labels: nothing predicts the first token of a row.
         return float((batch["labels"][:, 1:] != IGNORED).sum())
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Scored:
-        """One pass over texts and completions, and one over rejected ones, a few rows at a time."""
-        tokens, ids, confidences = self._score(model, batch, "")
-        rejected = torch.full_like(confidences, torch.nan)
-        if "rejected_rows" in batch:
-            values = self._score(model, batch, "rejected_")[0]
-            rejected[batch["rejected_rows"]] = values.nansum(1)
-        answers = [self._shown(number) for number in ids.tolist()]
-        return Scored(tokens, rejected, answers, confidences)
+    def evaluation_order(self, examples: Sequence[Example]) -> list[int]:
+        """Examples whose prompts begin alike side by side if that is much, else the longest first.
 
-    def _score(self, model: nn.Module, batch: Batch, prefix: str) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T) log-probabilities of labels; ids and probabilities of (B,) next tokens."""
-        names = ("input_ids", "attention_mask", "labels")
-        own = {name: batch[prefix + name] for name in names}
-        values = torch.full(own["labels"].shape, torch.nan, dtype=torch.float64)
-        values = values.to(own["labels"].device)
-        next_ids = torch.zeros_like(own["labels"][:, 0])
-        next_values = torch.zeros_like(values[:, 0])
-        # 4 bytes per logit, as in float32; an unknown vocabulary is taken for a large one.
-        limit = _PIECE_BYTES // (4 * int(self.model.get("vocab_size", 1 << 17)))
-        # Nothing is generated here, so cached keys and values would only take memory.
+        Where prompts are shared, each is read once for all of its examples, see
+        :mod:`.shared_prefixes`.
+        """
+        prompts = [str(example.input.get("prompt") or "") for example in examples]
+        alike = sorted(range(len(prompts)), key=prompts.__getitem__)
+        shared = sum(alike_to(prompts[one], prompts[two]) for one, two in pairwise(alike))
+        whole = sum(characters(example.input) for example in examples)
+        return alike if shared >= LEAST_SHARE * whole else super().evaluation_order(examples)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Scored:
+        """One pass over texts, completions and rejected ones, a few rows at a time."""
+        count, width = batch["labels"].shape
+        own = {name: batch[name] for name in PADDING}
+        if "rejected_rows" in batch:
+            # Both completions of a prompt together: what they share is read once.
+            own = {name: below(own[name], batch[f"rejected_{name}"], PADDING[name]) for name in own}
+        # An unknown vocabulary is taken for a large one. Nothing is generated here, so keys and
+        # values that are kept would only take memory.
+        vocabulary = int(self.model.get("vocab_size", 1 << 17))
         options = {"use_cache": False} if "use_cache" in self.model else {}
-        for rows, piece in pieces(own, max(limit, 1)):
-            labels = piece.pop("labels")
-            logits = model(**piece, **options).logits
-            # The logits at a place predict the token after it.
-            row, place = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-            chances = _gathered(logits, row, place, labels[row, place + 1])
-            values[rows[row], place + 1] = chances
-            every = torch.arange(len(rows), device=rows.device)
-            answered = labels != IGNORED
-            behind = piece["attention_mask"].sum(1) - 1  # of a text: its last token
-            before = answered.int().argmax(1) - 1  # of a completion: the token before it
-            # Only a text is scored from its first place on: something always precedes a completion.
-            last = torch.where(answered[:, 0], behind, before)
-            best = logits[every, last].argmax(1)
-            next_ids[rows] = best
-            next_values[rows] = _gathered(logits, every, last, best).exp()
-        return values, next_ids, next_values
+        values, ids, confidences = likelihoods(model, own, vocabulary, options)
+        tokens, rejected = values[:count, :width], torch.full_like(confidences[:count], torch.nan)
+        if "rejected_rows" in batch:
+            rejected[batch["rejected_rows"]] = values[count:].nansum(1)
+        answers = [self._shown(number) for number in ids[:count].tolist()]
+        return Scored(tokens, rejected, answers, confidences[:count])
 
     def _shown(self, token: int) -> str:
         """One token as a short answer: its text, or its escaped form if that is blank."""
@@ -360,13 +348,3 @@ def _each(row: Callable[..., _Row], texts: Iterable[tuple[str, ...]]) -> list[_R
         except ValueError as error:
             raise TextError(number, error) from None
     return rows
-
-
-def _gathered(logits: Tensor, rows: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
-    """Log p of some tokens, (N,) float64, from (B, T, V) logits; few rows at a time in float64."""
-    parts = [logits.new_empty(0, dtype=torch.float64)]
-    for part in torch.arange(len(rows), device=rows.device).split(_POSITIONS):
-        # Float64 copies of all logits would take twice the memory of the logits themselves.
-        own = logits[rows[part], places[part]].double()
-        parts.append(own.gather(1, tokens[part, None]).squeeze(1) - own.logsumexp(1))
-    return torch.cat(parts)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from stagelens.contracts import Behaviour, Example, Predictions, TaskError, TokenValues
 from stagelens.contracts.task_defaults import NO_ANSWER
 
-from .transformer_task import IGNORED, Batch, TransformerTask, filled, model_facts, pieces, unpadded
+from .cutting import pieces
+from .transformer_task import IGNORED, Batch, TransformerTask, filled, model_facts, unpadded
 
 
 @dataclass(frozen=True)

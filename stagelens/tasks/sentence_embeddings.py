@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from stagelens.contracts import Behaviour, Example, Predictions, TaskError
 from stagelens.contracts.task_defaults import answers_of, check_number
 
+from .cutting import pieces
 from .tokenizer import Encoded, TextError
-from .transformer_task import Batch, TransformerTask, checked_texts, model_facts, pieces
+from .transformer_task import Batch, TransformerTask, checked_texts, model_facts
 
 Pooling = Literal["mean", "first", "last"]
 OTHER, REJECTED = "other_", "rejected_"

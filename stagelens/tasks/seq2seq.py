@@ -11,8 +11,17 @@ from torch import Tensor, nn
 from stagelens.contracts import Example, TaskError, TokenValues
 
 from .causal_lm import CausalLM, Scored
+from .cutting import pieces
 from .tokenizer import Encoded, TextError
-from .transformer_task import IGNORED, Batch, checked_texts, filled, model_facts, pieces, unpadded
+from .transformer_task import (
+    IGNORED,
+    Batch,
+    TransformerTask,
+    checked_texts,
+    filled,
+    model_facts,
+    unpadded,
+)
 
 
 class Seq2Seq(CausalLM):
@@ -146,6 +155,10 @@ class Seq2Seq(CausalLM):
         """The number of tokens predicted; 0 if the batch says what its sum is divided by."""
         return 0.0 if "num_items_in_batch" in batch else float((batch["labels"] != IGNORED).sum())
 
+    def evaluation_order(self, examples: Sequence[Example]) -> list[int]:
+        """The longest first: an encoder reads a whole prompt at once, and keeps nothing of it."""
+        return TransformerTask.evaluation_order(self, examples)
+
     def outputs(self, model: nn.Module, batch: Batch) -> Scored:
         """One pass over completions, and one over rejected ones, a few rows at a time."""
         tokens, best = self._scored(model, batch, batch["labels"])
@@ -167,14 +180,19 @@ class Seq2Seq(CausalLM):
         values = torch.full(labels.shape, torch.nan, dtype=torch.float64, device=labels.device)
         best = torch.zeros(*labels.shape, 2, dtype=torch.float64, device=labels.device)
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        lengths = (labels != IGNORED).sum(1)
         for rows, piece in pieces(given):
-            wanted = labels[rows]
+            width = int(lengths[rows].max())  # padded no further than these rows need
+            wanted = labels[rows, :width]
             # With labels the model makes the decoder's inputs of them by itself.
             chances = model(**piece, labels=wanted, use_cache=False).logits.double().log_softmax(2)
             own = chances.gather(2, wanted.clamp(min=0)[:, :, None]).squeeze(2)
-            values = values.index_put((rows,), torch.where(wanted != IGNORED, own, torch.nan))
+            own = torch.where(wanted != IGNORED, own, torch.nan)
+            rest = (0, labels.shape[1] - width)
+            own = nn.functional.pad(own, rest, value=torch.nan)
+            values = values.index_put((rows,), own)
             top = chances.max(2)
-            best[rows] = torch.stack([top.indices.double(), top.values.exp()], 2).detach()
+            best[rows, :width] = torch.stack([top.indices.double(), top.values.exp()], 2).detach()
         return values, best
 
     def token_values(self, outputs: Scored, batch: Batch) -> list[TokenValues]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from stagelens.contracts import Example, TaskError
 
+from .cutting import pieces
 from .tokenizer import Encoded, TextError
-from .transformer_task import Batch, TransformerTask, checked_texts, filled, pieces, unpadded
+from .transformer_task import Batch, TransformerTask, checked_texts, filled, unpadded
 
 _UNKNOWN = 8
 """Most unknown words that are named."""

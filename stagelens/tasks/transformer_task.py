@@ -6,7 +6,7 @@ fetched from a hub, and no code that a configuration names is run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.compute.unallocated import parameters_on_meta
-from stagelens.contracts import Task, TaskError
+from stagelens.contracts import Example, Task, TaskError
 
 from .adapters import with_adapter
 from .model_config import checked_attention, own_config, plain_config, with_special_floats
@@ -33,9 +33,6 @@ _OFFSET_POSITIONS = frozenset(
     | {"xlm-roberta", "xlm-roberta-xl", "xmod", "ibert", "esm"}
 )
 """Model types whose positions start after the padding id, so that they hold fewer than they say."""
-
-_PIECE_TOKENS = 8192
-"""Most tokens, padding included, that pass through a model at once in evaluation."""
 
 
 class TransformerTask(Task):
@@ -192,6 +189,11 @@ class TransformerTask(Task):
             )
         return loss
 
+    def evaluation_order(self, examples: Sequence[Example]) -> list[int]:
+        """The longest texts first, by their characters, which are close enough to tokens here."""
+        sizes = [characters(example.input) for example in examples]
+        return sorted(range(len(sizes)), key=lambda number: -sizes[number])
+
     # Texts to batches
 
     @property
@@ -259,6 +261,15 @@ class TransformerTask(Task):
         return {"input_ids": ids, "attention_mask": mask}
 
 
+def characters(value: Mapping[str, Any]) -> int:
+    """Of all texts of an input, of which one may be a list of words."""
+    return sum(
+        len(each) if isinstance(each, str) else sum(len(str(word)) + 1 for word in each)
+        for each in value.values()
+        if each is not None
+    )
+
+
 def checked_texts(what: str, given: Sequence[str]) -> Sequence[str]:
     """Texts for a batch, of which there must be some.
 
@@ -285,26 +296,3 @@ def unpadded(batch: Batch) -> list[list[int]]:
     ids = batch["input_ids"]
     mask = batch.get("attention_mask", torch.ones_like(ids)) != 0
     return [row[own].tolist() for row, own in zip(ids, mask, strict=True)]
-
-
-def pieces(
-    batch: Mapping[str, Tensor], tokens: int = _PIECE_TOKENS
-) -> Iterator[tuple[Tensor, Batch]]:
-    """Cut a batch up for evaluation: rows of similar length together, to avoid padding.
-
-    Args:
-        batch: ``input_ids``, ``attention_mask`` and other (B, T) tensors, padded on the right.
-        tokens: Most tokens in a piece, padding included; a longer row is a piece by itself.
-
-    Yields:
-        The numbers of some rows, and those rows of every tensor.
-    """
-    lengths = batch["attention_mask"].sum(1)
-    # Stable, so that a batch is always cut into the same pieces.
-    order = lengths.argsort(descending=True, stable=True)
-    start = 0
-    while start < len(order):
-        longest = max(int(lengths[order[start]]), 1)
-        rows = order[start : start + max(tokens // longest, 1)]
-        yield rows, {name: tensor[rows, :longest] for name, tensor in batch.items()}
-        start += len(rows)

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from stagelens.contracts import Example, TaskError
-from stagelens.tasks import CausalLM, causal_lm, find_task
+from stagelens.tasks import CausalLM, find_task, likelihoods
 from tests.support.small_texts import (
     TEXTS,
     bert_tokenizer,
@@ -114,7 +114,7 @@ def test_behaviours_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) 
     task, model = language()
     inputs = [*PAIRS, *({"text": text} for text in TEXTS)]
     together = measured(task, model, *inputs)
-    monkeypatch.setattr(causal_lm, "_PIECE_BYTES", 4 * 330 * 40)
+    monkeypatch.setattr(likelihoods, "_PIECE_BYTES", 4 * 330 * 40)
     in_pieces = measured(task, model, *inputs)
     for number, value in enumerate(inputs):
         alone = measured(task, model, value)

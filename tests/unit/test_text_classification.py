@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stagelens.contracts import Example, TaskError
 from stagelens.runs.states import model_tensors
-from stagelens.tasks import CausalLM, TextClassification, find_task, transformer_task
+from stagelens.tasks import CausalLM, TextClassification, cutting, find_task
 from tests.support.small_texts import (
     CLASSES,
     TEXTS,
@@ -64,7 +64,7 @@ def test_behaviours_do_not_depend_on_the_batch(
 ) -> None:
     task, model = classification()
     alone = torch.cat([logits(task, model, (text,)) for text in TEXTS])
-    monkeypatch.setattr(transformer_task.pieces, "__defaults__", (tokens,))
+    monkeypatch.setattr(cutting.pieces, "__defaults__", (tokens,))
     torch.testing.assert_close(logits(task, model), alone, rtol=1e-5, atol=1e-6)
 
 
