@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -294,10 +295,14 @@ def _bring(
                     "to copy it"
                 ) from None
         # Linked files are read too: the run needs their digest.
-        with open(os.devnull if link or own else target, "wb") as copy:
+        with (
+            open(os.devnull if link or own else target, "wb") as copy,
+            ThreadPoolExecutor(1, "hash") as beside,
+        ):
             while block := original.read(_BLOCK):
-                hasher.update(block)
+                hashed = beside.submit(hasher.update, block)  # while it is written
                 size += copy.write(block)
+                hashed.result()
                 progress(min(size / whole, 1.0), source.name)
             if not (link or own):
                 copy.flush()

@@ -33,6 +33,8 @@ def counterfactuals(
     estimator: Estimator,
     stages: Sequence[Stage],
     progress: ProgressCallback = no_progress,
+    *,
+    look: bool = True,
 ) -> Iterator[Counterfactual]:
     """The model without each of ``stages``, in their order; from the cache where possible.
 
@@ -45,15 +47,20 @@ def counterfactuals(
         estimator: Computes what is not in the cache.
         stages: Finished stages of the run.
         progress: Called for that work.
+        look: Whether to look for weights that are not finite in models that are not computed, but
+            read off the recording: all of these are read for it. False for a caller that reads
+            them all itself, and asks again if it comes upon one.
 
     Raises:
         Refused: Training diverged, so there is no meaningful final model.
     """
-    check_final(run)
+    if look:
+        check_final(run)
     found: dict[str, Counterfactual] = {}
     for stage in stages:
         if stage.index == len(run.stages) - 1:
-            found[stage.name] = _finite(stage, _without_last(run, stage, estimator.name))
+            without = _without_last(run, stage, estimator.name)
+            found[stage.name] = _finite(stage, without) if look else without
         elif changed_nothing(run, stage):
             trust = exact_trust(stage, estimator.name, "The stage changed nothing.")
             found[stage.name] = Counterfactual(stage.name, run.last.end().model, trust)
@@ -79,7 +86,8 @@ def counterfactuals(
             missing = [stage for stage in missing if stage.name not in found]
         for computed in _computed(run, estimator, missing, progress) if missing else ():
             stage = run.stage(computed.stage)
-            found[stage.name] = _kept(run, stage, estimator, computed)
+            as_it_is = not look and computed.derived_from
+            found[stage.name] = computed if as_it_is else _kept(run, stage, estimator, computed)
     yield from (_told_of_samples(run, found[stage.name]) for stage in stages)
 
 

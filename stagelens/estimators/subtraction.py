@@ -13,7 +13,7 @@ from stagelens.runs.boundaries import carry, check_crossable, magnitudes
 from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.quantised import is_quantised
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.states import Weights
+from stagelens.runs.states import Weights, all_finite
 from stagelens.runs.streaming import Streamed, TensorFacts, facts_of, flat_blocks
 
 
@@ -121,13 +121,14 @@ class WithoutStage(Streamed):
         variance = name.endswith("running_var")
         for final in flat_blocks(self.final, name):
             start, end = next(change, (final[:0], final[:0]))
-            n = len(start)
+            n = start.numel()  # several times quicker than len, and asked of every block
+            whole = n == final.numel()
             if self._is_start:
                 without = start.to(final.dtype)
             else:
-                without = _without(final[:n], start, end, variance)
+                without = _without(final if whole else final[:n], start, end, variance)
             # Rows that a vocabulary gained have no value before: they keep their final ones.
-            yield without if n == len(final) else torch.cat([without, final[n:]])
+            yield without if whole else torch.cat([without, final[n:]])
 
     def _change(self, name: str) -> Iterator[tuple[Tensor, Tensor]] | None:
         """Start and end, in blocks, of the elements that carry the change: those in both.
@@ -194,8 +195,9 @@ class WithoutStage(Streamed):
 def _first(blocks: Iterator[Tensor], count: int) -> Iterator[Tensor]:
     """The first elements of some blocks."""
     for block in blocks:
-        yield block[:count]
-        count -= len(block)
+        size = block.numel()
+        yield block if size <= count else block[:count]
+        count -= size
         if count <= 0:
             return
 
@@ -217,8 +219,10 @@ def _without(final: Tensor, before: Tensor, after: Tensor, variance: bool) -> Te
         return scaled.to(final.dtype)
     wide = torch.float32 if final.dtype.itemsize <= 2 else torch.float64
     # Nothing in place: where the dtype is already this one, .to returns the loaded state itself.
-    # The same infinity, as in an attention mask, is no change.
-    change = torch.where(after == before, 0.0, after.to(wide) - before.to(wide))
+    change = after.to(wide) - before.to(wide)
+    if not all_finite(change):
+        # The same infinity, as in an attention mask, is no change.
+        change = torch.where(after == before, 0.0, change)
     return (final.to(wide) - change).to(final.dtype)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 from stagelens.contracts import RunError
 
@@ -29,6 +31,7 @@ class CheckedFiles:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()  # as `inside` compares paths after following links
         self._checked: dict[str, tuple[int, int]] = {}
+        self._beside: _Beside | None = None
         self._origin: Origin | None = None
         if (self.root.parent / "origin.json").is_file():
             self._origin = Origin.of(self.root)
@@ -46,18 +49,44 @@ class CheckedFiles:
         """
         path = self.present(reference)
         if self._checked.get(reference.path) != _times(path):
+            if self._beside is not None:
+                self._beside.hash([(reference, path)])
+                return path
             found = sha256_of(path)
             # The copy in the cache may be what was damaged: fetch it again before refusing the run.
             if self._origin is not None and found != reference.sha256:
                 self._origin.drop(reference.path)
                 found = sha256_of(self.present(reference))
             if found != reference.sha256:
-                raise RunError(
-                    f"{path} was changed after it was recorded (its sha256 differs); restore the "
-                    "original file"
-                )
+                raise _changed(path)
             self._checked[reference.path] = _times(path)
         return path
+
+    @contextmanager
+    def hashed_beside(self) -> Iterator[None]:
+        """Within the block files are hashed while they are used, and all are checked at its end.
+
+        So each is read from the disk once. What the block makes must be thrown away if this raises.
+        Files that are fetched from elsewhere are checked first, as usual.
+
+        Raises:
+            RunError: A file that was used in the block was edited; in place of any other error,
+                which may come of that.
+        """
+        if self._origin is not None or self._beside is not None:
+            yield
+            return
+        self._beside = beside = _Beside()
+        try:
+            yield
+        except Exception:
+            self._checked |= beside.checked()
+            raise
+        else:
+            self._checked |= beside.checked()
+        finally:
+            self._beside = None
+            beside.close()
 
     def paths(self, references: Sequence[FileRef]) -> Iterator[Path]:
         """As :meth:`path` for several files, in order; local ones are hashed on all cores.
@@ -69,6 +98,16 @@ class CheckedFiles:
         """
         if self._origin is not None:
             yield from map(self.path, references)
+            return
+        if self._beside is not None:
+            paths = [self.present(reference) for reference in references]
+            new = [
+                (reference, path)
+                for reference, path in zip(references, paths, strict=True)
+                if self._checked.get(reference.path) != _times(path)
+            ]
+            self._beside.hash(new)
+            yield from paths
             return
         # Threads are enough: hashlib releases the interpreter's lock.
         with ThreadPoolExecutor(min(len(references), os.cpu_count() or 1)) as pool:
@@ -116,3 +155,61 @@ class CheckedFiles:
         if not inside:
             raise RunError(f"{path} leads out of the run folder; it is not opened")
         return path
+
+
+class _Beside:
+    """Files that are hashed by threads while others read them.
+
+    Those that were asked for together are hashed one after the other, as they are read; by hashing
+    them all at once, the disk would be kept from what is read now.
+    """
+
+    def __init__(self) -> None:
+        self._stop = Event()
+        # They mostly wait: for the disk, and for their turn on the cores.
+        self._pool = ThreadPoolExecutor(_AT_ONCE, "hash")
+        self._known: dict[str, tuple[int, int]] = {}
+        self._jobs: list[tuple[FileRef, Path, Future[str]]] = []
+
+    def hash(self, files: Sequence[tuple[FileRef, Path]]) -> None:
+        """Begin to hash files, but those that are being hashed already."""
+        new = [(reference, path) for reference, path in files if reference.path not in self._known]
+        for reference, path in new:
+            self._known[reference.path] = _times(path)
+            job: Future[str] = Future()
+            self._jobs.append((reference, path, job))
+        if new:
+            self._pool.submit(self._work, self._jobs[-len(new) :])
+
+    def _work(self, jobs: Sequence[tuple[FileRef, Path, Future[str]]]) -> None:
+        for _, path, job in jobs:
+            try:
+                job.set_result(sha256_of(path, self._stop.is_set))
+            except OSError as error:
+                job.set_exception(error)
+
+    def checked(self) -> dict[str, tuple[int, int]]:
+        """What is known of the files once all are hashed.
+
+        Raises:
+            RunError: One is not as it was recorded, or was written to meanwhile.
+        """
+        for reference, path, job in self._jobs:
+            if job.result() != reference.sha256 or _times(path) != self._known[reference.path]:
+                raise _changed(path)
+        return self._known
+
+    def close(self) -> None:
+        """Give up what is not finished."""
+        self._stop.set()
+        self._pool.shutdown()
+
+
+_AT_ONCE = 4
+"""Groups of files hashed at the same time: an edit reads three models or four."""
+
+
+def _changed(path: Path) -> RunError:
+    return RunError(
+        f"{path} was changed after it was recorded (its sha256 differs); restore the original file"
+    )

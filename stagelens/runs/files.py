@@ -27,12 +27,21 @@ _FULL = {f"{code})": code for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 
 
 _LARGEST_JSON = 256 * 2**20
+_BLOCK = 2**20
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes, read in blocks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
+    """sha256 of a file's bytes, read in blocks.
+
+    Args:
+        path: The file.
+        stop: Asked between blocks whether to give up; the digest is then that of no file.
+    """
+    hasher, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        while (size := file.readinto(block)) and not stop():
+            hasher.update(block[:size])  # without the interpreter's lock, as large as it is
+    return hasher.hexdigest()
 
 
 def read_only() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -247,11 +248,15 @@ def not_finite(tensors: Weights, names: Iterable[str]) -> str | None:
     for name in names:
         if name not in tensors or not facts_of(tensors, name).dtype.is_floating_point:
             continue
-        for block in flat_blocks(tensors, name):
-            # The sum is quick, but may overflow where every value is finite.
-            if not torch.isfinite(block.sum()) and not torch.isfinite(block).all():
-                return name
+        if not all(map(all_finite, flat_blocks(tensors, name))):
+            return name
     return None
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether there is no NaN and no infinity among floating values."""
+    # The sum is quick, but may overflow where every value is finite.
+    return math.isfinite(values.sum()) or bool(torch.isfinite(values).all())
 
 
 def difference_of(a: Tensor, b: Tensor) -> Tensor:

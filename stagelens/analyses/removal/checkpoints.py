@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ def write_edited(
     weights: EditedWeights,
     folder: Path,
     cards: Mapping[str, bytes],
+    not_finite: Callable[[], object],
     progress: ProgressCallback | None = None,
 ) -> None:
     """Write edited weights as a checkpoint into a folder.
@@ -43,6 +44,7 @@ def write_edited(
         weights: The edited weights.
         folder: Holds nothing yet.
         cards: Further files, by name: they say how the model was made.
+        not_finite: Called once if a weight is NaN or infinite; may raise.
         progress: Called after every tensor.
 
     Raises:
@@ -54,7 +56,7 @@ def write_edited(
         model = run.last.facts.build_config or task.config.get("model")
         content = {"task": task.name, "task_config": task.config, "model": model}
         beside = {**beside, "config.json": _json(content)}
-    _write_weights(shards, weights, folder, progress)
+    _write_weights(shards, weights, folder, not_finite, progress)
     for name, data in {**beside, **cards}.items():
         _write(folder / name, data)
 
@@ -118,18 +120,24 @@ def _write_weights(
     shards: _Shards,
     weights: EditedWeights,
     folder: Path,
+    not_finite: Callable[[], object],
     progress: ProgressCallback | None,
 ) -> None:
     """Write the shards and, where there are several, their index."""
+    from stagelens.runs.states import all_finite
     from stagelens.runs.streaming import write_tensors
 
     total = sum(tensor.facts.bytes for shard in shards.values() for tensor in shard.values())
-    done = 0
+    done, finite = 0, True
     for number, (file, shard) in enumerate(shards.items()):
 
         def blocks(name: str, own: Mapping[str, _Tensor] = shard, where: int = number) -> Any:
-            nonlocal done
+            nonlocal done, finite
+            floating = own[name].facts.dtype.is_floating_point
             for block in weights.blocks(own[name].own_name):
+                if finite and floating and not all_finite(block):
+                    finite = False
+                    not_finite()
                 yield block
                 done += block.nbytes
             if progress is not None:

@@ -66,6 +66,8 @@ def material(
     settings: Mapping[str, Any] | None,
     stages: Sequence[str],
     progress: ProgressCallback = no_progress,
+    *,
+    look: bool = True,
 ) -> Material:
     """Obtain the counterfactuals of some stages.
 
@@ -75,6 +77,7 @@ def material(
         settings: Of the estimator.
         stages: Their names.
         progress: Called as the work proceeds.
+        look: See :func:`~stagelens.estimators.counterfactuals.counterfactuals`.
 
     Raises:
         Refused: The estimator can give one of them no weights; says why.
@@ -82,7 +85,7 @@ def material(
     """
     chosen = [run.stage(name) for name in stages]
     made = make_estimator(estimator, settings)
-    found = {c.stage: c for c in counterfactuals(run, made, chosen, progress)}
+    found = {c.stage: c for c in counterfactuals(run, made, chosen, progress, look=look)}
     for stage, counterfactual in found.items():
         if counterfactual.weights is None:
             raise Refused(f"{stage} cannot be removed: {counterfactual.trust.reason}")

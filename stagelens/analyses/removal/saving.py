@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import pandas as pd
 from stagelens.analyses.slices.saved import examples_of
 from stagelens.contracts import Progress, Refused
 from stagelens.effects.groups import GroupMetrics
+from stagelens.estimators.registry import make_estimator
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.files import new_folder
 from stagelens.runs.run import Run
@@ -109,22 +112,39 @@ def save(
     """
     if not edit.strengths:
         raise Refused("nothing is taken out, so this is the final model; give a stage a strength")
-    from .checkpoints import write_edited
-    from .edits import EditedWeights, material
-
-    overall = Progress(progress)
+    overall, share = Progress(progress), 0.0 if examples is None else 0.7
     with new_folder(Path(out)) as folder:
         figures, trust = None, None
         if examples is not None:
-            figures, trust = before_and_after(run, examples, edit, by, overall.part(0.0, 0.7))
-        own = material(run, edit.estimator, edit.settings, list(edit.strengths))
-        # Measured on a set, it includes what was verified there.
-        trust = trust or [own.without[stage].trust for stage in edit.strengths]
-        card = model_card(run, edit, trust, figures, examples, by)
-        cards = {CARD: card.encode(), SPEC: (edit.model_dump_json(indent=1) + "\n").encode()}
-        weights = EditedWeights(own, edit)
-        write_edited(run, weights, folder, cards, overall.part(0.7, 1.0))
+            figures, trust = before_and_after(run, examples, edit, by, overall.part(0.0, share))
+        # What is computed from the recording and stored needs a recording that was checked before.
+        free = make_estimator(edit.estimator, edit.settings).free
+        with run.files.hashed_beside() if free else nullcontext():
+            _write(run, edit, folder, (figures, trust), (examples, by), overall.part(share, 1.0))
     return Path(out)
+
+
+def _write(
+    run: Run,
+    edit: Edit,
+    folder: Path,
+    known: tuple[Figures | None, list[StageTrust] | None],
+    measured_on: tuple[EvaluationSet | None, str | None],
+    progress: ProgressCallback,
+) -> None:
+    """Everything in the folder; of each model the weights are read once."""
+    from .checkpoints import write_edited
+    from .edits import EditedWeights, material
+
+    figures, trust = known
+    obtained = partial(material, run, edit.estimator, edit.settings, list(edit.strengths))
+    own = obtained(look=False)
+    # Measured on a set, it includes what was verified there.
+    trust = trust or [own.without[stage].trust for stage in edit.strengths]
+    card = model_card(run, edit, trust, figures, *measured_on)
+    cards = {CARD: card.encode(), SPEC: (edit.model_dump_json(indent=1) + "\n").encode()}
+    # Refused if the models that it is made of are not finite.
+    write_edited(run, EditedWeights(own, edit), folder, cards, obtained, progress)
 
 
 def model_card(
