@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stagelens.ui.examples import slices
 from stagelens.ui.opening.workspace import nothing_measured, open_workspace
-from stagelens.ui.overview import paths, recipe, sections, story, switchboard
+from stagelens.ui.overview import lineages, paths, recipe, sections, story, switchboard
 from stagelens.ui.pieces import components
 
 workspace = open_workspace("Overview", unused={"stage": "This page shows all stages."})
@@ -29,5 +29,6 @@ if workspace is not None:
             sections.credit_and_blame(workspace, effects, behaviour, focus, folded)
             note = recipe.of_this_run(effects)
             sections.time_line(workspace, behaviour, note)
+            lineages.sections(workspace, behaviour)
             paths.section(workspace, of_run, focus, note)
             slices.slice_table(workspace, effects, behaviour)

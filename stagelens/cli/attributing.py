@@ -125,7 +125,7 @@ def attribute(
             settled = settling.settle(
                 *(opened, examples.name, time or settling.LIMIT, stage or None, report), **settings
             )
-            result, notes = settled.result, _prices(settled.left, run, examples.name)
+            result, notes = settled.result, _prices(settled.left, run, examples.name, leaf or "")
         else:
             made = make_estimator(estimator, settings)
             there = known_trust(opened, examples.name, made.name, made.settings)
@@ -146,9 +146,10 @@ def attribute(
         write_table(out, with_trust(result.table, result.trust))
 
 
-def _prices(left: Sequence[Left], run: str, set_name: str) -> list[str]:
+def _prices(left: Sequence[Left], run: str, set_name: str, leaf: str) -> list[str]:
     """What did not fit into the limit, with how long it takes and the command."""
-    return [f"{one.stage}: {one.said}: {replay_command(run, set_name, one.stage)}" for one in left]
+    commands = [replay_command(run, set_name, one.stage, leaf) for one in left]
+    return [f"{o.stage}: {o.said}: {c}" for o, c in zip(left, commands, strict=True)]
 
 
 @dataclass(frozen=True)

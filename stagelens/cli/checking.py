@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from stagelens.contracts import RunError
+from stagelens.contracts import Progress, RunError, StageLensError
 from stagelens.runs.lineage import NEWEST
 from stagelens.trust.checking import Checked, check_run
 
@@ -56,6 +56,8 @@ def check(
 ) -> None:
     """Verify every digest of a run, compute a sample of its numbers again, and say what holds.
 
+    Of several leaves all are checked, unless one is named.
+
     Exit status: 0 everything holds, 3 something is wrong, 4 nothing is wrong but not everything
     could be told, 1 there is no such run or report.
     """
@@ -66,16 +68,29 @@ def check(
     with Reporter(progress).running() as told:
         found: list[Checked] = []
         try:
-            opened = opened_with(run, task)
+            leaves = opened_with(run, task, leaf=leaf or NEWEST).lineage.leaves
+            if report is not None and leaf is None and len(leaves) > 1:
+                raise StageLensError(
+                    f"the report is about one leaf of the run, which has {', '.join(leaves)}; say "
+                    "about which with --leaf NAME"
+                )
+            wanted = [leaf] if leaf else leaves or [NEWEST]
+            opened = [opened_with(run, task, leaf=each) for each in wanted]
         except RunError as error:
             if not (Path(run).expanduser() / "run.json").is_file():
                 raise
             # A run that is too damaged to be opened is what this command is asked about.
             found = [Checked("run", False, str(error))]
         else:
-            found = list(check_run(opened, full, told))
+            overall = Progress(told)
+            every = [
+                each
+                for n, one in enumerate(opened)
+                for each in check_run(one, full, overall.piece(n, len(opened)))
+            ]
+            found = list(dict.fromkeys(every))  # what leaves share is told once
             if report is not None:
-                found += reports.check_report(opened, report)
+                found += reports.check_report(opened[0], report)
     if as_json:
         say(json.dumps([asdict(each) for each in found], indent=1))
     else:

@@ -68,11 +68,23 @@ class Lineage:
         return list(self._stages)
 
     @property
+    def finished(self) -> list[str]:
+        """Names of the finished stages, in that order."""
+        return [one.name for one in self._stages.values() if one.sha256 is not None]
+
+    @property
     def leaves(self) -> list[str]:
         """The finished stages that no finished one starts from, in the order of recording."""
-        sealed = [one.name for one in self._stages.values() if one.sha256 is not None]
+        sealed = self.finished
         inner = {parent for name in sealed for parent in self._parents[name]}
         return [name for name in sealed if name not in inner]
+
+    @property
+    def ends(self) -> list[str]:
+        """The leaves and the parents of merges: models that somebody may want to look at."""
+        sealed = self.finished
+        merged = {p for name in sealed if len(ps := self._parents[name]) > 1 for p in ps}
+        return [name for name in sealed if name in {*self.leaves, *merged}]
 
     def parents(self, name: str) -> tuple[str, ...]:
         """What a stage started from: one, or several of a merge; the base is ``base``."""
@@ -116,7 +128,7 @@ class Lineage:
         if leaf in (None, NEWEST):
             leaf = leaves[-1] if leaves else None
         elif leaf not in self._stages or self._stages[leaf].sha256 is None:
-            known = [name for name, one in self._stages.items() if one.sha256 is not None]
+            known = self.finished
             raise RunError(
                 f"run {self._name!r} has no finished stage {leaf!r} that could be a leaf; it has "
                 f"{_listed(known) or 'none'} (leaves: {_listed(leaves) or 'none'})"

@@ -17,8 +17,11 @@ def is_average(merge: Merge) -> bool:
 
 def merge_words(name: str, merge: Merge) -> str:
     """A sentence: which combination of its parents a merge is, or that it is none."""
-    sums = " ".join(f"{weight:+.3f} {parent}" for parent, weight in merge.weights.items())
-    said = sums.removeprefix("+").replace("-", "−")
+    sums = " ".join(
+        f"{'−' if weight < 0 else '+'} {abs(weight):.3f} {parent}"
+        for parent, weight in merge.weights.items()
+    )
+    said = sums.removeprefix("+ ")
     left = f"{merge.residual:.1e}" if merge.residual < 0.001 else f"{100 * merge.residual:.1f} %"
     of = "of the distance to the nearest parent"
     if not merge.exact:

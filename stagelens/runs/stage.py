@@ -139,7 +139,7 @@ class Stage:
         if self.facts.problem is not None:
             return f"stage {self.name!r} cannot be replayed: {self.facts.problem}"
         if self.facts.merge is not None:
-            return f"{self.merged}, or --estimator task-vector"
+            return self.merged
         if self.facts.origin == "assembled":
             return (
                 f"no steps were recorded of stage {self.name!r}, because this run was assembled "

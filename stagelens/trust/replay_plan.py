@@ -109,9 +109,10 @@ class Left:
         return f"exact in {predicted_time(self.seconds)} on this machine"
 
 
-def replay_command(path: str, set_name: str, stage: str) -> str:
+def replay_command(path: str, set_name: str, stage: str, leaf: str = "") -> str:
     """What somebody types to have a stage replayed."""
     run, of, named = (shlex.quote(each) for each in (path, set_name, stage))
+    run += f" --leaf {shlex.quote(leaf)}" if leaf else ""
     return f"stagelens attribute {run} --set {of} --estimator {REPLAY} --stage {named}"
 
 

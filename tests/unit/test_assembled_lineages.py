@@ -86,7 +86,7 @@ def test_a_soup_is_told_with_its_weights(run: Path) -> None:
     merge = soup.last.facts.merge
     assert merge is not None and merge.exact
     assert merge.weights == pytest.approx({"dpo": 0.7, "rl": 0.3}, abs=1e-5)
-    assert any("weighted average of its parents: 0.700 dpo +0.300 rl" in p for p in soup.problems)
+    assert any("weighted average of its parents: 0.700 dpo + 0.300 rl" in p for p in soup.problems)
     assert not any("looks like" in problem for problem in soup.problems)
     assert soup.last.facts.description.startswith("merge of dpo and rl: ")
 

@@ -96,10 +96,11 @@ def test_it_is_said_whether_the_weights_are_those_of_an_average() -> None:
         merge = fit(merged, {"a": models[0], "b": models[1]})
         said[name] = is_average(merge), merge_words(name, merge)
     assert (
-        said["soup"][0] and "a weighted average of its parents: 0.750 a +0.250 b" in said["soup"][1]
+        said["soup"][0]
+        and "a weighted average of its parents: 0.750 a + 0.250 b" in said["soup"][1]
     )
     assert not said["sum"][0]
-    assert "no average (task arithmetic): 1.200 a −0.300 b" in said["sum"][1]
+    assert "no average (task arithmetic): 1.200 a − 0.300 b" in said["sum"][1]
     assert "add up to 0.900" in said["sum"][1]
 
 

@@ -190,6 +190,8 @@ def stored_slices(run: Run, examples: EvaluationSet) -> tuple[list[Slice], list[
                 f"{path} holds the slice {one.name!r}, but under another slice's file name; "
                 "delete it, or save the slice again"
             )
+        elif one.by_outcome and one.run_digest != run.digest and len(run.lineage.ends) > 1:
+            continue  # of another leaf
         elif one.by_outcome and one.run_digest != run.digest:
             problems.append(
                 f"slice {one.name!r} was chosen by the effects or answers of another recording; "

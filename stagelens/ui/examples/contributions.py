@@ -157,7 +157,7 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
         st.info(components.plain(why), icon=":material/info:")
         return
     arguments = (
-        *("contributions", workspace.at.path, "--set", workspace.examples.name),
+        *("contributions", *workspace.at.words, "--set", workspace.examples.name),
         *("--behaviour", asked.behaviour.name, "--since", asked.stage, *asked.options),
     )
     known = paces(workspace.run)

@@ -255,7 +255,7 @@ def _found(workspace: Workspace, effects: Effects, stage: str) -> Network | None
     _job(
         workspace,
         (
-            *("network", workspace.at.path, "--set", name, "--stage", stage),
+            *("network", *workspace.at.words, "--set", name, "--stage", stage),
             *("--estimator", stored.estimator, *registry.options(stored.settings)),
         ),
     )

@@ -230,7 +230,7 @@ def _maps(
         return list(made.maps)
     _job(
         (
-            *("saliency", workspace.at.path, "--set", name, "--stage", stage),
+            *("saliency", *workspace.at.words, "--set", name, "--stage", stage),
             *("--behaviour", behaviour.name, "--baseline", baseline),
             *("--estimator", stored.estimator),
             *registry.options(stored.settings),

@@ -1,4 +1,4 @@
-"""The bar on top of every page: set, behaviour, groups, one group, stage and estimator.
+"""The bar on top of every page: leaf, set, behaviour, groups, one group, stage and estimator.
 
 It is drawn by ``open_workspace``, so that it stands at the same place on every page, with the same
 choices; all of them are in the URL, and are kept when pages change. What a page does not look at
@@ -23,6 +23,7 @@ from stagelens.ui.pieces import components, state
 OVERVIEW = "Overview"
 """The page that has the name of its run as its title."""
 
+LEAF = state.LEAF
 SET, MEASURE, BY, GROUP, STAGE, ESTIMATOR = state.BAR
 """Keys of the controls, and their names in links."""
 
@@ -63,6 +64,8 @@ _ALONE = 240
 """Width of the set's control where it stands alone, in pixels."""
 
 _HELP = {
+    LEAF: "The model whose history is looked at: the stages from the base to it. Training branched "
+    "off, so this run has several.",
     SET: "The examples that behaviours are measured on.",
     BY: "Examples that share a value of this column form a group. A saved slice divides the set in "
     "two: its examples, and the others.",
@@ -77,6 +80,7 @@ _HELP = {
     "one has not come to is shown by the best of the others.",
 }
 _LABELS = {
+    LEAF: "Leaf",
     SET: "Evaluation set",
     MEASURE: "Behaviour",
     BY: "Groups by",
@@ -121,7 +125,7 @@ class Row:
 
     def place(self, *keys: str) -> None:
         """Make room for these controls, from left to right."""
-        if self.unused is not None or keys == (SET,):
+        if self.unused is not None or keys in ((SET,), (LEAF,)):
             self._places.update({key: st.container(gap=None) for key in keys})
 
     def pick(
@@ -179,7 +183,7 @@ class Row:
 
     def words(self) -> str:
         """What is chosen of that which the page looks at, in a line."""
-        keys = [key for key in (MEASURE, GROUP, STAGE, ESTIMATOR) if key in self._chosen]
+        keys = [key for key in (LEAF, MEASURE, GROUP, STAGE, ESTIMATOR) if key in self._chosen]
         return " · ".join(self._chosen[key] for key in keys)
 
 

@@ -67,12 +67,12 @@ class Computable:
 
     def within(self, limit: str) -> tuple[str, ...]:
         """The command line that makes as many stages exact as a limit allows."""
-        return ("attribute", self.at.path, "--set", self.set_name, "--time", f"{LIMITS[limit]}")
+        return ("attribute", *self.at.words, "--set", self.set_name, "--time", f"{LIMITS[limit]}")
 
     def replay(self, stage: str) -> tuple[str, ...]:
         """The command line that replays one stage, however long it takes."""
         return (
-            *("attribute", self.at.path, "--estimator", REPLAY),
+            *("attribute", *self.at.words, "--estimator", REPLAY),
             *("--set", self.set_name, "--stage", stage),
         )
 
@@ -132,7 +132,7 @@ def first(computable: Computable) -> None:
 def follow(at: Source, set_name: str, available: Sequence[str]) -> None:
     """Move on to better numbers that have just arrived, where the best ones were shown."""
     where, best = st.session_state.get(_SEEN, (None, None))
-    here = (at.path, set_name)
+    here = (*at.words, set_name)
     chosen = state.chosen("estimator")
     # Other numbers were chosen on purpose: they stay, and offer_best shows the way.
     if where == here and best != available[0] and chosen in (best, None):
@@ -203,7 +203,9 @@ def _prices(computable: Computable, left: Sequence[Left]) -> None:
                 args=(computable.replay(one.stage), f"Replay of {one.stage}"),
                 width="stretch",
             )
-            command = replay_plan.replay_command(computable.at.path, computable.set_name, one.stage)
+            command = replay_plan.replay_command(
+                computable.at.path, computable.set_name, one.stage, computable.at.leaf
+            )
             st.code(command, language=None, wrap_lines=True)
 
 

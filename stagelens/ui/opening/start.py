@@ -139,6 +139,7 @@ def _run_card(reference: str, card: RunCard) -> None:
         components.text_block(f"It cannot be read: {card.problem}", muted=True)
     else:
         facts = [card.task, count_text(len(card.stages), "stage")]
+        facts += [f"{card.leaves} leaves"] if card.leaves > 1 else []
         facts += [] if card.changed is None else [f"{card.changed:%d %B %Y}"]
         components.text_block(" · ".join(facts), muted=True)
         if card.stages:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -139,6 +139,10 @@ def _open(
 ) -> Workspace | None:
     at = loaders.source(path)
     try:
+        ends = loaders.ends(at)
+        asked = state.chosen(bar.LEAF)
+        if len(ends) > 1:
+            at = replace(at, leaf=asked if asked in ends else ends[0])
         run = loaders.run(at)
     except StageLensError:
         # A run that cannot be read still needs the button that leads to another one.
@@ -152,11 +156,14 @@ def _open(
         components.error_state(_no_stage(run) if not run.stages else _no_set(path))
         return None
     with bar.top(run.name if title == bar.OVERVIEW else title, unused) as row:
+        if len(ends) > 1 or asked:
+            row.place(*[bar.LEAF][: len(ends) > 1])
+            row.pick(bar.LEAF, ends, "This run has no leaf {asked}")
         examples = _choose_set(at, row, names)
         row.facts = _facts(run, examples, title)
         chosen, effects, by, groups = _fill(at, run, examples, row, with_effects)
     _problems(run)
-    computable = _buildable(run, names[0]) and _fits(run, examples)
+    computable = _buildable(at, run, names[0]) and _fits(run, examples)
     workspace = Workspace(at, run, examples, effects, by, groups, chosen, computable)
     if any(workspace.chosen_by_outcome(each) for each in {by, chosen.by}):
         st.caption(_BY_OUTCOME)
@@ -211,7 +218,7 @@ def _fits(run: Run, examples: EvaluationSet) -> bool:
     return False
 
 
-def _buildable(run: Run, set_name: str) -> bool:
+def _buildable(at: Source, run: Run, set_name: str) -> bool:
     """Whether models of the run can be built here; where not, says what to do."""
     task = run.file.task
     why = why_missing(task.name, task.config)
@@ -225,8 +232,8 @@ def _buildable(run: Run, set_name: str) -> bool:
         ),
         icon=":material/extension_off:",
     )
-    command = f"stagelens attribute {shlex.quote(str(run.path))} --set {shlex.quote(set_name)}"
-    st.code(f"{command} --task package.module:Class", language=None, wrap_lines=True)
+    words = ("stagelens", "attribute", *at.words, "--set", set_name)
+    st.code(f"{shlex.join(words)} --task package.module:Class", language=None, wrap_lines=True)
     return False
 
 

@@ -92,7 +92,7 @@ def payload(
     answers = sorted(
         {str(a) for one in board.models.values() for a in one.answers if a is not None}
     )
-    shown = (workspace.at.path, workspace.examples.name, effects.estimator, behaviour.name)
+    shown = (*workspace.at.words, workspace.examples.name, effects.estimator, behaviour.name)
     of_shares = is_share(behaviour)
     bars = board_bars.bars(workspace, effects, behaviour, focus.by, focus.group, about)
     models = {

@@ -57,7 +57,7 @@ def offer(workspace: Workspace) -> None:
     if len(workspace.run.stages) > MOST:
         return
     number = max(effects.count, FEWEST)
-    words = ("draws", workspace.at.path, "--set", workspace.examples.name)
+    words = ("draws", *workspace.at.words, "--set", workspace.examples.name)
     asked = (*words, "--number", str(number), "--shares")
     passes, seconds = predicted_cost(workspace.run, number)
     if seconds is not None:

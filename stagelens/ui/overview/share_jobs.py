@@ -21,7 +21,7 @@ _TITLE = "Shares"
 
 def arguments(workspace: Workspace, estimator: str, together: tuple[str, ...]) -> tuple[str, ...]:
     """The command line that computes what shares take."""
-    words: tuple[str, ...] = ("shares", workspace.at.path, "--set", workspace.examples.name)
+    words: tuple[str, ...] = ("shares", *workspace.at.words, "--set", workspace.examples.name)
     words += ("--estimator", estimator)
     if together:
         words += ("--together", ",".join(together))

@@ -50,7 +50,7 @@ _PINNED = state.session_key("pinned")
 
 _WHERE = (
     *(state.RUN, state.PAGE, "set", "estimator", "estimate", "measure", "behaviour", "trusted"),
-    *(state.VIEW, state.PART, "credit", state.OFF, state.WALL),
+    *(state.VIEW, state.PART, "credit", state.OFF, state.WALL, state.LEAF, "other-leaf"),
 )
 """Query parameters that say what is looked at; all others are filters."""
 
@@ -286,6 +286,8 @@ def _view(draft: Draft) -> FindingView:
     query = {"set": scene.set_name, **draft.query}
     if scene.estimate is not None:
         query["estimator"] = scene.estimate
+    if scene.at.leaf:
+        query[state.LEAF] = scene.at.leaf
     # A finding lies in its run's folder, which another server calls by another name.
     query.pop(state.RUN, None)
     # The file behind a page is named after its title, and its URL after the file.

@@ -36,7 +36,9 @@ WALL, EVERYTHING = "wall", "all"
 """Says that the Overview's wall shows all examples, where no group was chosen."""
 BAR = ("set", "measure", "by", "group", "stage", "estimator")
 """Keys of the controls in the bar on top of every page, and their names in links."""
-SHARED = (*BAR, "chance", "credit")
+LEAF = "leaf"
+"""Key of the first of them, where a run has several leaves."""
+SHARED = (LEAF, *BAR, "chance", "credit")
 """Keys of controls that several pages share; also their names in links."""
 FILTERS = ("label", "answer", "side", "changed", "path", "strength", "answers", "q", "sort")
 """Keys of the controls of the Examples page that say which examples it lists, in which order."""

@@ -32,6 +32,7 @@ from stagelens.wording.numbers import count_text
 
 from . import drawn
 from .sources import MEASURED, Source, run
+from .sources import ends as ends
 from .sources import source as source
 
 

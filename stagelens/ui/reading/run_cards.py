@@ -29,6 +29,7 @@ class RunCard:
         stages: Names in training order.
         changed: When it was last recorded into.
         headline: Its strongest mean effect; None where nothing was measured, or nothing stands out.
+        leaves: How many models its stages lead to.
         problem: Why it cannot be read; empty if it can.
     """
 
@@ -38,6 +39,7 @@ class RunCard:
     changed: datetime | None = None
     headline: Sentence | None = None
     problem: str = ""
+    leaves: int = 1
 
 
 def run_card(path: Path) -> RunCard:
@@ -54,9 +56,9 @@ def _card(at: Source) -> RunCard:
         headline = _headline(at) if run.stages and run.set_names else None
     except (StageLensError, OSError) as error:
         return RunCard(path.name, problem=str(error))
-    stages = tuple(stage.name for stage in run.stages)
+    stages = tuple(run.lineage.finished)
     task = run.file.task.name.replace("-", " ")
-    return RunCard(run.name, task, stages, changed, headline)
+    return RunCard(run.name, task, stages, changed, headline, leaves=len(run.lineage.leaves))
 
 
 def _headline(at: Source) -> Sentence | None:

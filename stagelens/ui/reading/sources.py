@@ -13,6 +13,7 @@ from typing import Any
 
 import streamlit as st
 
+from stagelens.runs.lineage import NEWEST
 from stagelens.runs.run import Run, open_run
 
 
@@ -25,17 +26,24 @@ class Source:
         recorded: Changes whenever its stages or sets do.
         results: Changes whenever its results do, or what is verified of them.
         slices: Changes whenever its saved slices do.
+        leaf: Whose history is looked at; empty for the only one, or the newest.
     """
 
     path: str
     recorded: str
     results: str
     slices: str = ""
+    leaf: str = ""
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, str, str, str]:
         """All but the slices: saving one leaves what was measured in the caches."""
-        return self.path, self.recorded, self.results
+        return self.path, self.recorded, self.results, self.leaf
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What names the run, and the leaf, to a command."""
+        return (self.path, "--leaf", self.leaf) if self.leaf else (self.path,)
 
 
 MEASURED: dict[str | type[Any], Callable[[Any], Any]] = {Source: lambda at: at.key}
@@ -49,7 +57,15 @@ def source(path: Path) -> Source:
     recorded += [*sorted(path.glob("stages/*")), *sorted(path.glob("sets/*"))]
     results = [
         path / "results" / name
-        for name in ("tables", "verification.parquet", "noise", "draws", "features", "checks")
+        for name in (
+            "tables",
+            "verification.parquet",
+            "noise",
+            "draws",
+            "features",
+            "checks",
+            "soups",
+        )
     ]
     return Source(
         str(path),
@@ -73,10 +89,24 @@ def run(at: Source) -> Run:
     Raises:
         RunError: It is damaged or foreign.
     """
-    return _run(at.path, at.recorded)
+    return _run(at.path, at.recorded, at.leaf)
+
+
+def ends(at: Source) -> tuple[str, ...]:
+    """The models of a run that have a history each, the newest first; see ``Lineage.ends``.
+
+    Raises:
+        RunError: It is damaged or foreign.
+    """
+    return _ends(at.path, at.recorded)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _ends(path: str, recorded: str) -> tuple[str, ...]:
+    return tuple(reversed(open_run(path, leaf=NEWEST).lineage.ends))
 
 
 # Results are no part of the key: writing one must not open and validate the run again.
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _run(path: str, recorded: str) -> Run:
-    return open_run(path)
+def _run(path: str, recorded: str, leaf: str) -> Run:
+    return open_run(path, leaf=leaf or NEWEST)

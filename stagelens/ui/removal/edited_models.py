@@ -73,7 +73,7 @@ class RemovalView:
         """Run, recording with its slices, and set, for cache keys."""
         at = self.workspace.at
         # Without the stamp of results: a measurement has one of its own, see find().
-        return at.path, f"{at.recorded} {at.slices}", self.workspace.examples.name
+        return at.path, f"{at.recorded} {at.slices} {at.leaf}", self.workspace.examples.name
 
     @property
     def rows(self) -> np.ndarray:
@@ -103,7 +103,7 @@ class RemovalView:
 
     def arguments(self, edit: Edit) -> tuple[str, ...]:
         """The command line that measures an edit without strengths by layer."""
-        words = ["remove", self.workspace.at.path, "--set", self.workspace.examples.name]
+        words = ["remove", *self.workspace.at.words, "--set", self.workspace.examples.name]
         words += ["--estimator", edit.estimator, *registry.options(edit.settings)]
         # In training order: the command is the key of its job, and one edit must have one key.
         for stage in self.workspace.stages:

@@ -72,7 +72,7 @@ def _counting(workspace: Workspace) -> None:
     if stored(workspace.run) is not None or not workspace.computable:
         return
     out = workspace.run.files.inside("results/dossier.html")
-    asked = ("dossier", workspace.at.path, "--force", "--out", str(out))
+    asked = ("dossier", *workspace.at.words, "--force", "--out", str(out))
     if job_progress.job_state(asked, "Dismiss"):
         return
     components.text_block("The computing that each stage took has not been counted.", muted=True)

@@ -288,7 +288,10 @@ def _facts(workspace: Workspace, finding: Finding) -> None:
     facts += [provenance.filters_text(seen.filters)] if seen.filters else []
     facts.append(f"pinned {seen.pinned:%d %B %Y, %H:%M} UTC")
     components.text_block(" · ".join(facts), muted=True)
-    if seen.run_digest != workspace.run.digest:
+    leaf = seen.view.query.get(state.LEAF, "")
+    if leaf and leaf != workspace.at.leaf:
+        st.caption(components.plain(f"These numbers describe another leaf of the run, {leaf}."))
+    elif seen.run_digest != workspace.run.digest:
         st.caption("Recording has continued since: these numbers describe the run as it was then.")
     if seen.view.title in _PAGES:
         st.page_link(

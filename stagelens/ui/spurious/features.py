@@ -54,7 +54,7 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
     facts = loaders.stored_estimates(workspace.at, workspace.examples.name)[effects.estimator]
     found = found_features(workspace.at, workspace.examples.name, effects.estimator)
     arguments = (
-        *("features", workspace.at.path, "--set", workspace.examples.name),
+        *("features", *workspace.at.words, "--set", workspace.examples.name),
         *("--estimator", facts.estimator),
         *registry.options(facts.settings),
     )

@@ -33,7 +33,7 @@ def draws(workspace: Workspace, view: TrustView) -> None:
     st.header("Would it happen again?", anchor=False)
     found = drawn.every(workspace.at, workspace.examples.name)
     if not found:
-        command = ("stagelens", "draws", workspace.at.path, "--all-sets")
+        command = ("stagelens", "draws", *workspace.at.words, "--all-sets")
         components.text_block(
             "One run: not known. Draws train the recipe again with its chance drawn anew, with and "
             "without each stage. What they cost is told before they begin:"

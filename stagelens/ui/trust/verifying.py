@@ -26,7 +26,7 @@ def arguments(
     workspace: Workspace, estimators: list[str], budgets: list[str], orders: int
 ) -> tuple[str, ...]:
     """The command line of a verification."""
-    words = ["verify", workspace.at.path, "--set", workspace.examples.name]
+    words = ["verify", *workspace.at.words, "--set", workspace.examples.name]
     # In the registry's order: the command is the job's key, whatever order people click in.
     for name in registry.verifiable():
         words += ["--estimator", name] if name in estimators else []
