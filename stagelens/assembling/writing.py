@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from stagelens.contracts import BASE
 from stagelens.runs.boundary_facts import Boundary, Merge
 from stagelens.runs.checked_files import CheckedFiles
 from stagelens.runs.files import write_file, write_json
@@ -83,7 +84,10 @@ def merges(root: Path, descent: Descent, states: Sequence[StateRef]) -> dict[int
     files, found = CheckedFiles(root), {}
     for number, parents in enumerate(descent.parents):
         if descent.merged(number):
-            named = {descent.names[each]: load_model(files, states[each]) for each in parents}
+            named = {
+                descent.names[each] if each else BASE: load_model(files, states[each])
+                for each in parents
+            }
             found[number] = fit(load_model(files, states[number]), named)
     return found
 

@@ -126,7 +126,7 @@ class Basis:
         return Finding(
             seen=Seen(
                 id=new_id(),
-                run_name=self.run.name,
+                run_name=self.run.title,
                 run_digest=self.run.digest,
                 set_name=self.examples.name,
                 set_digest=self.examples.digest,
@@ -152,7 +152,7 @@ def whole_report(run: Run, set_name: str) -> tuple[Report, list[str]]:
     pinned = Section("Findings", "Pinned by people who looked at this run.", found.kept)
     sections = [*default_sections(run, set_name), pinned]
     tables = tables_used(run, sections)
-    made = Report(run.name, run.digest, sections, tables=tables, cover=cover)
+    made = Report(run.title, run.digest, sections, tables=tables, cover=cover)
     return made, [*found.problems, *problems]
 
 

@@ -54,7 +54,8 @@ class Lineage:
                         "no finished stage before it; restore the original file"
                     )
             self._stages[one.name], self._parents[one.name] = one, tuple(named)
-            shared = common([self.history(each) for each in named])
+            # Of a merge, the last stage that all of its parents have in their history.
+            shared = common([self.history(each) for each in named]) if len(named) > 1 else named
             self._before[one.name] = shared[-1] if shared else BASE
             if one.sha256 is not None:
                 finished = one.name

@@ -70,6 +70,12 @@ class Run:
         check_given(self.name, objectives, facts)
         self.given = GivenCode(self.files, file.task, task, facts, objectives)
 
+    @property
+    def title(self) -> str:
+        """Its name; with that of the leaf, where it has several models."""
+        several = len(self.lineage.ends) > 1 and self.stages
+        return f"{self.name}, leaf {self.last.name}" if several else self.name
+
     @cached_property
     def digest(self) -> str:
         """Results are keyed by it: that of the recording, and of code that was given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -113,3 +114,25 @@ def test_an_adapter_merged_in_bfloat16_and_loaded_in_float32_is_replayed(tmp_pat
 
     run = recorded("gpt", tmp_path, adapted, saved)
     assert run.last.facts.boundary.adapters == ["merged"]
+
+
+def test_a_training_may_branch_off_an_earlier_one(tmp_path: Path) -> None:
+    def train(model: Any, stage: str, seed: int, record: bool, parent: str | None = None) -> None:
+        calls = [stagelens.StageRecorderCallback(tmp_path / "run", stage=stage, parent=parent)]
+        args = arguments(tmp_path / stage, seed=seed, max_steps=2)
+        torch.manual_seed(seed)
+        trainer("bert", model, tokenizer, args, callbacks=calls if record else []).train()
+
+    torch.manual_seed(0)
+    model, tokenizer = made("bert")
+    by_hand, branch = copy.deepcopy(model), copy.deepcopy(model)
+    train(model, "sft", 1, record=True)
+    branch.load_state_dict(model.state_dict())
+    train(model, "dpo", 2, record=True)
+    train(branch, "rl", 3, record=True, parent="sft")
+    run = stagelens.open_run(tmp_path / "run", leaf="rl")
+    assert [stage.name for stage in run.stages] == ["sft", "rl"]
+    assert run.last.facts.problem is None
+    train(by_hand, "without", 3, record=False)
+    replayed = replay_without(run, run.stage("sft")).state.model
+    assert differing(replayed, dict(model_tensors(by_hand))) == []

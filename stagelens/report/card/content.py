@@ -256,7 +256,7 @@ def make_card(
     unit = axis_unit(behaviour)
     word = None if known is None else trust_word(known, behaviour.name)
     return Card(
-        run=run.name,
+        run=run.title,
         digest=run.digest,
         set_name=examples.name,
         example_id=example_id,

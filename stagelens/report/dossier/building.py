@@ -58,7 +58,7 @@ def dossier(run: Run, counted: Counted | None) -> Dossier:
         for one in (run.evaluation_set(name) for name in run.set_names)
     ]
     return Dossier(
-        run.name,
+        run.title,
         run.digest,
         _run_facts(run, said),
         stages,

@@ -244,7 +244,7 @@ def _seen(draft: Draft) -> Seen:
         title=draft.title,
         said=draft.said,
         sentences=tuple(about.sentences()),
-        run_name=run.name,
+        run_name=run.title,
         run_digest=run.digest,
         set_name="an own example" if about.own else scene.set_name,
         set_digest="" if about.own else digest,

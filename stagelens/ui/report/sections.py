@@ -147,7 +147,7 @@ def _writer(
         first = _default(workspace.at, workspace.examples.name) if whole else []
         sections = [*first, Section("Findings" if whole else "", "", found.kept)]
         report = Report(
-            workspace.run.name,
+            workspace.run.title,
             workspace.run.digest,
             sections,
             address=urljoin(address, "."),
