@@ -36,6 +36,7 @@ from .optimizer_registry import (
 )
 from .optimizers import SUPPORTED_OPTIMIZERS, OptimizerRule
 from .progress import Progress, ProgressCallback, no_progress
+from .scorer import SCORE, Answered, Scorer
 from .task import Task, TaskTraits
 
 __all__ = [
@@ -45,8 +46,10 @@ __all__ = [
     "MICRO_BATCHES",
     "OTHER_EXAMPLES",
     "REFERENCE",
+    "SCORE",
     "SLICE_COLUMN",
     "SUPPORTED_OPTIMIZERS",
+    "Answered",
     "Behaviour",
     "Example",
     "NotSeparable",
@@ -60,6 +63,7 @@ __all__ = [
     "ReferenceModel",
     "Refused",
     "RunError",
+    "Scorer",
     "SetError",
     "StageLensError",
     "Task",

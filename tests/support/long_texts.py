@@ -17,11 +17,14 @@ LONGEST = 1_024
 
 
 def language_model(hidden: int = 128, layers: int = 4) -> tuple[CausalLM, Any]:
-    """A Llama with random values, whose tokens are the words ``w0``, ``w1``, ..."""
-    own = Tokenizer(models.WordLevel({f"w{n}": n for n in range(WORDS)}, unk_token="w0"))
+    """A Llama with random values, whose tokens are the words ``w1``, ``w2``, ..."""
+    # No word begins with what ends a text: an added token is found inside of words too.
+    own = Tokenizer(
+        models.WordLevel({"<s>": 0, **{f"w{n}": n for n in range(1, WORDS)}}, unk_token="<s>")
+    )
     own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=own, eos_token="w1", bos_token="w1", unk_token="w0"
+        tokenizer_object=own, eos_token="<s>", bos_token="<s>", unk_token="<s>"
     )
     config = transformers.LlamaConfig(
         vocab_size=WORDS,
@@ -30,8 +33,8 @@ def language_model(hidden: int = 128, layers: int = 4) -> tuple[CausalLM, Any]:
         num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=2 * LONGEST,
-        bos_token_id=1,
-        eos_token_id=1,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     model = made(transformers.AutoModelForCausalLM, config, attention="sdpa")
     return CausalLM.from_model(model, tokenizer), model
@@ -39,7 +42,7 @@ def language_model(hidden: int = 128, layers: int = 4) -> tuple[CausalLM, Any]:
 
 def words(random: np.random.Generator, count: int) -> str:
     """So many words, which are as many tokens."""
-    return " ".join(f"w{n}" for n in random.integers(2, WORDS, count))
+    return " ".join(f"w{n}" for n in random.integers(1, WORDS, count))
 
 
 def lengths(random: np.random.Generator, count: int, median: float, sigma: float) -> np.ndarray:
