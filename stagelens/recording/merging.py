@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from stagelens.contracts import BASE, RecordingError
@@ -46,42 +45,41 @@ def note_merge(
         )
     for parent in parents:
         run.check_parent(parent)
-    with run.merging(name, parents):
-        own, first = run.before, open_run(run.path, run.task, leaf=NEWEST).stages[0]
-        stages = {
-            each: None if each == BASE else open_run(run.path, run.task, leaf=each).last
-            for each in parents
-        }
-        with torch.no_grad():
-            state = TrainingState(capture(model, None, {}).model)
-        ends = {
-            each: (first.start() if stage is None else stage.end()).model
-            for each, stage in stages.items()
-        }
-        merge = fit(state.model, ends)
-        nearest = next((stage for stage in stages.values() if stage is not None), first)
-        start = first.facts.start if own is None else own.facts.end
-        assert start is not None  # of a finished stage
-        with run.new_folder(folder):
-            end = save_state(run.path, f"{folder}/end", state, nearest.facts.end)
-            before = first.start().model if own is None else own.end().model
-            facts = StageFile(
-                name=name,
-                description=f"merge of {' and '.join(parents)}",
-                origin="assembled",
-                status="complete",
-                boundary=Boundary(
-                    optimizer="not known",
-                    new=[each for each in state.model if each not in before],
-                    removed=[each for each in before if each not in state.model],
-                ),
-                trainable=[],
-                keep_batches="none",
-                build_config=nearest.facts.build_config,
-                start=start.model_copy(update={"optimizer": None}),
-                end=end,
-                merge=merge,
-            )
-            run.announce(facts, folder)
+    run.begin_merge(name, parents)
+    own, first = run.before, open_run(run.path, run.task, leaf=NEWEST).stages[0]
+    stages = {
+        each: None if each == BASE else open_run(run.path, run.task, leaf=each).last
+        for each in parents
+    }
+    state = TrainingState(capture(model, None, {}).model)
+    ends = {
+        each: (first.start() if stage is None else stage.end()).model
+        for each, stage in stages.items()
+    }
+    merge = fit(state.model, ends)
+    nearest = next((stage for stage in stages.values() if stage is not None), first)
+    start = first.facts.start if own is None else own.facts.end
+    assert start is not None  # of a finished stage
+    with run.new_folder(folder):
+        end = save_state(run.path, f"{folder}/end", state, nearest.facts.end)
+        before = first.start().model if own is None else own.end().model
+        facts = StageFile(
+            name=name,
+            description=f"merge of {' and '.join(parents)}",
+            origin="assembled",
+            status="complete",
+            boundary=Boundary(
+                optimizer="not known",
+                new=[each for each in state.model if each not in before],
+                removed=[each for each in before if each not in state.model],
+            ),
+            trainable=[],
+            keep_batches="none",
+            build_config=nearest.facts.build_config,
+            start=start.model_copy(update={"optimizer": None}),
+            end=end,
+            merge=merge,
+        )
+        run.announce(facts, folder)
     run.final = FinalModel(run.path, name, model)
     return merge

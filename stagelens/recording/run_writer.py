@@ -98,9 +98,8 @@ class RunWriter:
         self.final = None
         superseded(self.path)
 
-    @contextmanager
-    def merging(self, name: str, parents: Sequence[str]) -> Iterator[None]:
-        """Within, what is announced is a merge of these; its history is what they have in common.
+    def begin_merge(self, name: str, parents: Sequence[str]) -> None:
+        """What is announced next is a merge of these; its history is what they have in common.
 
         Raises:
             RecordingError: A stage is being recorded, or the name is taken.
@@ -112,7 +111,6 @@ class RunWriter:
         self.before = self._stage(shared[-1]) if shared else None
         self.final = None
         superseded(self.path)
-        yield
 
     @property
     def base(self) -> StateRef | None:

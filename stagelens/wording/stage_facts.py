@@ -10,6 +10,8 @@ from .numbers import count_text
 
 def optimizer_words(facts: StageFile) -> list[str]:
     """The optimiser and what goes with it: momentum, weight decay, clipping, mixed precision."""
+    if facts.merge is not None:
+        return ["no optimiser: merged, not trained"]
     known = facts.optimizer
     group = known.groups[0].hyperparameters if known is not None and known.groups else {}
     words: list[str] = ["optimiser not known" if known is None else known.name]
@@ -26,6 +28,8 @@ def optimizer_words(facts: StageFile) -> list[str]:
 
 def steps_words(stage: Stage) -> str:
     """How many steps a stage has, and whether they were recorded."""
+    if stage.facts.merge is not None:
+        return "no steps: merged, not trained"
     if stage.facts.origin == "recorded":
         return count_text(stage.steps, "step")
     if stage.updates:

@@ -15,6 +15,7 @@ from stagelens.effects.coalition_measuring import measure_coalitions
 from stagelens.effects.computing import attribute
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
+from stagelens.report.dossier.building import dossier
 from stagelens.runs.lineage import NEWEST
 from stagelens.runs.sizes import sizes
 from stagelens.runs.states import load_into
@@ -136,6 +137,15 @@ def test_a_merge_has_the_weights_of_its_parents(branching: Path) -> None:
     assert merge is not None and merge.exact
     assert merge.weights == pytest.approx(SOUP, abs=1e-5)
     assert differing(run.last.start().model, run.stages[0].end().model) == []
+
+
+def test_a_dossier_says_that_a_merge_is_no_training(branching: Path) -> None:
+    run = stagelens.open_run(branching)
+    part = next(part for part in dossier(run, None).stages if part.name == "soup")
+    said = {fact.name: fact.value for fact in part.facts}
+    assert said["Minimised"] == "nothing: merged, not trained"
+    assert "weighted average of its parents: 0.600 dpo + 0.400 rl" in str(said["How it began"])
+    assert said["Steps"] == "no steps: merged, not trained"
 
 
 def test_what_goes_along_a_line_is_refused_through_a_merge_by_name(branching: Path) -> None:

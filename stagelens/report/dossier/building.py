@@ -20,6 +20,7 @@ from stagelens.report.chance_text import exceeded
 from stagelens.report.checking import stored_tables
 from stagelens.report.sections import Basis
 from stagelens.runs.described import OF_RUN, RunAnswers, answers
+from stagelens.runs.merge_words import merge_words
 from stagelens.runs.run import Run, Stage
 from stagelens.trust.drawn_coalitions import of_recipe
 from stagelens.trust.estimates import best_known
@@ -125,6 +126,8 @@ def _stage_facts(stage: Stage, said: RunAnswers) -> list[Fact]:
     before = None if stage.previous is None else stage.previous.facts
     recorded = facts.environment
     minimised = "; ".join(objective_lines(facts)) or "the model's own loss"
+    if facts.merge is not None:
+        minimised = "nothing: merged, not trained"
     how = hand_over_lines(facts, before)
     ends = "; ".join(end_lines(facts))
     took = None if facts.seconds is None else measured_time(facts.seconds)
@@ -152,6 +155,8 @@ def _stage_facts(stage: Stage, said: RunAnswers) -> list[Fact]:
 
 
 def _began(stage: Stage) -> str:
+    if stage.facts.merge is not None:
+        return merge_words(stage.name, stage.facts.merge)
     if stage.previous is None:
         return "at the base"
     carried = " and its optimiser's state" if stage.facts.boundary.optimizer == "carried" else ""

@@ -14,7 +14,9 @@ from stagelens.analyses.shares.share_table import WITHOUT
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.headlines import FEWEST
 from stagelens.report.provenance import RECORDED
+from stagelens.runs.merge_words import merge_words
 from stagelens.runs.run import Stage
+from stagelens.runs.schema import StageFile
 from stagelens.trust.draws import RECIPE
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, readings
@@ -331,6 +333,12 @@ def _cards(workspace: Workspace, curve: pd.DataFrame) -> None:
             st.html(_card(stage, charts.stage_color(stage.index), values))
 
 
+def _began(facts: StageFile) -> tuple[str, str]:
+    if facts.merge is not None:
+        return merge_words(facts.name, facts.merge), ""
+    return f"optimiser state at its start: {facts.boundary.optimizer}", ""
+
+
 def _card(stage: Stage, color: str, rates: pd.Series) -> str:
     facts = stage.facts
     before = None if stage.previous is None else stage.previous.facts
@@ -346,7 +354,7 @@ def _card(stage: Stage, color: str, rates: pd.Series) -> str:
         *((line, "") for line in objective_lines(facts)),
         # Without a recorded rate the comma in front goes too.
         (f"{rate}, {steps_words(stage)}".lstrip(", "), ""),
-        (f"optimiser state at its start: {facts.boundary.optimizer}", ""),
+        _began(facts),
         *((line, "") for line in hand_over_lines(facts, before)),
         *((line, "") for line in end_lines(facts)),
     ]
