@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from stagelens.contracts import SUPPORTED_OPTIMIZERS, RunError
-from stagelens.runs.schema import OptimizerFacts, ParameterGroup
+from stagelens.runs.optimizer_facts import OptimizerFacts, ParameterGroup
 
 from .checkpoints import Checkpoint, read_json_object
 

@@ -135,8 +135,8 @@ def assemble(
         bool,
         typer.Option(
             "--allow-bin",
-            help="Open pickles of weights (pytorch_model.bin, DeepSpeed) too, without running code "
-            "in them.",
+            help="Open pickles of weights (pytorch_model.bin, DeepSpeed) too, without running "
+            "code in them.",
         ),
     ] = False,
     columns: SetColumns,

@@ -97,8 +97,7 @@ def _check_memory(run: Run, estimator: Estimator, masks: Sequence[int]) -> None:
     later = run.stages[min((first_missing(mask) for mask in masks), default=0) + 1 :]
     if estimator.free or not later or devices.computing().type != "cpu":
         return
-    ends = [stage.facts.end for stage in later if stage.facts.end is not None]
-    state = max((sum(file.bytes for file in end.files) for end in ends), default=0)
+    state = max(stage.facts.end_bytes for stage in later)
     # A replay holds a state for every stage on the way, coarse replay one for every prefix.
     held = len(later)
     if estimator.name != REPLAY:

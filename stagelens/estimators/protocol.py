@@ -192,8 +192,7 @@ class Estimator(ABC):
         Args:
             later: The stages that are trained again.
         """
-        ends = [stage.facts.end for stage in later if stage.facts.end is not None]
-        return max((2 * sum(file.bytes for file in end.files) for end in ends), default=0)
+        return max((2 * stage.facts.end_bytes for stage in later), default=0)
 
     def prepare(  # noqa: B027 - most have nothing to prepare
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback

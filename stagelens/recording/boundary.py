@@ -12,8 +12,10 @@ from torch import Tensor
 from stagelens.contracts import RecordingError
 from stagelens.runs.boundaries import low_rank_product, merged_weight
 from stagelens.runs.boundary_facts import Boundary, LowRank
+from stagelens.runs.optimizer_ends import end_optimizer
+from stagelens.runs.optimizer_facts import EndOptimizer
 from stagelens.runs.run import Stage
-from stagelens.runs.states import TrainingState, same_tensor
+from stagelens.runs.states import TrainingState
 
 from .adapters import Adapter
 from .boundary_fit import ROUNDING, Fit, Operation, fit_of
@@ -52,6 +54,7 @@ def find_boundary(
     start: TrainingState,
     *,
     stage: str,
+    ended: EndOptimizer | None = None,
     reinitialised: Sequence[str] = (),
     frozen: Sequence[str] = (),
     adapters: tuple[Adapter | None, Adapter | None] = (None, None),
@@ -62,6 +65,7 @@ def find_boundary(
         before: End state of the stage before.
         start: State that the new stage starts from.
         stage: The new stage's name, for messages.
+        ended: What the optimiser kept there, where that is known without its state.
         reinitialised: Names, or prefixes of names, of parameters and buffers that were given new
             initial values on purpose.
         frozen: Parameters that the new stage does not train.
@@ -111,10 +115,9 @@ def find_boundary(
             boundary,
         )
     carried = []
-    for name, tensors in start.optimizer.items():
-        earlier = before.optimizer.get(sources.get(name, name))
-        same = earlier is not None and earlier.keys() == tensors.keys()
-        if not same or not all(same_tensor(earlier[key], tensors[key]) for key in tensors):  # type: ignore[index]
+    known = (ended or end_optimizer(before.optimizer)).digests
+    for name, own in end_optimizer(start.optimizer).digests.items():
+        if own != known.get(sources.get(name, name)):
             raise Unexplained(
                 f"the optimiser's state of {name} is neither new nor the one from the end of the "
                 "previous stage; pass a new optimiser, or the previous stage's optimiser, "
@@ -128,7 +131,7 @@ def find_boundary(
                 boundary,
             )
         carried.append(name)
-    lost = [n for n in start.model if sources.get(n, n) in before.optimizer and n not in carried]
+    lost = [n for n in start.model if sources.get(n, n) in known and n not in carried]
     how = "new" if not carried else "partly carried" if lost else "carried"
     return boundary.model_copy(update={"optimizer": how, "carried": carried})
 

@@ -49,6 +49,7 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
         keep_batches: ``"all"``, ``"none"``, or n to keep those of every n-th step. Replay needs
             all of them.
         checkpoint_every: Steps between checkpoints within the stage; None for none.
+        keep_optimizer: Write the optimiser's state at the stage's end.
         name: The run's name; by default the folder's.
         build_config: For ``task.build_model``, where this stage's model differs from the task's
             own.
@@ -77,6 +78,7 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
         description: str = "",
         keep_batches: Literal["all", "none"] | int = "all",
         checkpoint_every: int | None = None,
+        keep_optimizer: bool = False,
         name: str | None = None,
         build_config: Mapping[str, Any] | None = None,
         reinitialised: Sequence[str] = (),
@@ -91,6 +93,7 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
             "description": description,
             "keep_batches": keep_batches,
             "checkpoint_every": checkpoint_every,
+            "keep_optimizer": keep_optimizer,
             "reinitialised": reinitialised,
             "parent": parent,
             "flush_every": flush_every,

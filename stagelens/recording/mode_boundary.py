@@ -33,7 +33,7 @@ def find_switched(
         Unexplained: A value changed that nothing explains.
     """
     try:
-        return find_boundary(before, start, **given)
+        return find_boundary(before, start, ended=last.facts.end_optimizer, **given)
     except Unexplained as error:
         for calls in _calls(last, before):
             try:

@@ -23,6 +23,7 @@ from stagelens.runs.states import load_into, load_optimizer
 from stagelens.runs.task_files import differing, write_task
 
 from .accelerated import unwrapped
+from .carried_state import state_to_restore
 from .folder_lock import FolderLock
 from .merging import note_merge
 from .resuming import end_at_checkpoint, sealed
@@ -166,8 +167,8 @@ class Recorder:
             A sentence that says which state was loaded.
 
         Raises:
-            RecordingError: No stage is finished (begin again from the base), or the optimiser is
-                of another model.
+            RecordingError: No stage is finished (begin again from the base), the optimiser is of
+                another model, or its state was not kept.
             RunError: The model or the optimiser is of another kind than was recorded, or there is
                 no such stage.
         """
@@ -183,6 +184,8 @@ class Recorder:
             if stage is not None:
                 ended = open_run(self.path, self.task, leaf=stage).last
             said, state = f"the end of stage {ended.name!r} ({ended.steps} steps)", ended.end()
+            if optimizer is not None:
+                state = state_to_restore(self.path, self.file, ended)
         load_into(model, state.model)
         if optimizer is not None:
             names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -211,6 +214,7 @@ class Recorder:
         references: Mapping[str, nn.Module | ReferenceModel] | None = None,
         kernels: Sequence[str] = (),
         parent: str | None = None,
+        keep_optimizer: bool = False,
     ) -> StageRecorder:
         """A stage to record, as a context manager around its training loop.
 
@@ -255,6 +259,9 @@ class Recorder:
             parent: The finished stage whose end this one starts from, where that is not the one
                 that ended last: it begins a branch (load that end with :meth:`restore`). ``base``
                 for what the run begins with.
+            keep_optimizer: Write the optimiser's state at the stage's end, twice as large as the
+                weights with Adam. Without it, the next stage's start has it where that carries it
+                on; until then it cannot be restored in another process.
 
         Raises:
             RecordingError: The name is taken or unusable, or a setting is: nothing is trained yet.
@@ -280,6 +287,7 @@ class Recorder:
             references=dict(references or {}),
             kernels=(*kernels, "torch.compile") if compiled is not None else tuple(kernels),
             parent=parent,
+            keep_optimizer=keep_optimizer,
         )
         return StageRecorder(self._writer, name, folder, model, as_one(optimizer), settings)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
+
+from torch import nn
 
 from stagelens.contracts import BASE, RecordingError, Task
 from stagelens.runs.checked_files import CheckedFiles
@@ -151,6 +153,11 @@ class RunWriter:
         """
         if self.file != self._written:
             self._write(self.file)
+
+    def keep_final(self, stage: str, model: nn.Module) -> None:
+        """Remember the model that a finished stage left, to tell whether it is changed later."""
+        with suppress(RuntimeError, MemoryError):
+            self.final = FinalModel(self.path, stage, model)
 
     def end(self, stage: OpenStage) -> None:
         """Called when a stage's block is left."""

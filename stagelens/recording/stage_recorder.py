@@ -19,6 +19,7 @@ from stagelens.runs.schema import Checkpoint
 from stagelens.runs.states import TrainingState, capture
 
 from .best_model import Best, check_best
+from .carried_state import kept_at_end, told_apart, without_optimizer
 from .final_model import FinalModel
 from .forward_passes import ForwardPasses
 from .micro_batches import MicroBatches
@@ -155,6 +156,9 @@ class StageRecorder:
         """How many steps were noted."""
         return self._watch.noted
 
+    def _agreed(self) -> list[int]:
+        return [*self._checked.done] if self._checked else []
+
     def step(self, batch: Any, loss: Tensor | float, divisor: float | None = None) -> None:
         """Note the update that just happened, or a micro-batch on the way to it.
 
@@ -244,9 +248,6 @@ class StageRecorder:
         if self._files is not None:
             self._files.announce(**update)
 
-    def _agreed(self) -> list[int]:
-        return [*self._checked.done] if self._checked else []
-
     def _checkpoint(self) -> Checkpoint | None:
         """The training state as it is now, on disk, and all steps up to it; None if it cannot be.
 
@@ -269,10 +270,10 @@ class StageRecorder:
         every = self._settings.checkpoint_every
         return every is not None and step % every == 0
 
-    def _state(self) -> TrainingState:
+    def _state(self, whole: bool = True) -> TrainingState:
         known = self._files is not None and self._files.facts.optimizer is not None
-        model = self._ending.averaged or self._model
-        return capture(model, self._optimizer if known else None, self._names)
+        optimizer = self._optimizer if known and whole else None
+        return capture(self._ending.averaged or self._model, optimizer, self._names)
 
     def keep_best(self, metric: str, value: float) -> None:
         """Keep the current training state as the best so far, in place of the previous best.
@@ -372,20 +373,21 @@ class StageRecorder:
         taken = time.monotonic() - self._started
         self._complete(seconds=taken, checked=agreed, unchecked=why, average=average)
         # Last: whatever becomes of it, the stage is complete.
-        with contextlib.suppress(RuntimeError, MemoryError):
-            model = self._ending.averaged or self._model
-            self._run.final = FinalModel(self._run.path, self.name, model)
+        self._run.keep_final(self.name, self._ending.averaged or self._model)
 
     def _complete(self, **facts: Any) -> None:
         assert self._files is not None
+        keep = kept_at_end(self._files.facts.optimizer, self._settings.keep_optimizer)
         if (best := self._ending.best) is not None and self._ending.at_best:
             ending = best.ending(self._files.facts.checkpoints, self._writer.parts)
+            ending = ending if keep else without_optimizer(ending, self._run.path)
             self._announce(status="complete", **facts, **ending)
             self._files.tidy("*")
             return
         self._announce(
             status="complete",
-            end=self._files.save("end", self._state()),
+            end=self._files.save("end", self._state(keep)),
+            end_optimizer=told_apart(self._files.facts.optimizer, self._optimizer, self._names),
             parts=list(self._writer.parts),
             steps=self._writer.steps,
             end_calls=self._watch.calls,

@@ -39,6 +39,7 @@ class StageSettings:
     references: GivenReferences = field(default_factory=dict)
     kernels: tuple[str, ...] = ()
     parent: str | None = None
+    keep_optimizer: bool = False
 
     def __post_init__(self) -> None:
         keep = self.keep_batches

@@ -66,6 +66,7 @@ class StageRecorderCallback(TrainerCallback):
         keep_batches: ``"all"``, ``"none"``, or n to keep those of every n-th step. Replay needs
             all of them.
         checkpoint_every: Steps between checkpoints within the stage; None for none.
+        keep_optimizer: Write the optimiser's state at the stage's end.
         name: The run's name; by default the folder's.
         build_config: For ``task.build_model``, where this stage's model differs from the task's
             own.
@@ -106,6 +107,7 @@ class StageRecorderCallback(TrainerCallback):
         description: str = "",
         keep_batches: Literal["all", "none"] | int = "all",
         checkpoint_every: int | None = None,
+        keep_optimizer: bool = False,
         name: str | None = None,
         build_config: Mapping[str, Any] | None = None,
         reinitialised: Sequence[str] = (),
@@ -124,6 +126,7 @@ class StageRecorderCallback(TrainerCallback):
             "description": description,
             "keep_batches": keep_batches,
             "checkpoint_every": checkpoint_every,
+            "keep_optimizer": keep_optimizer,
             "reinitialised": reinitialised,
             "parent": parent,
             "flush_every": flush_every,

@@ -22,8 +22,8 @@ from stagelens.contracts import (
     optimizer_name,
     optimizer_rule,
 )
+from stagelens.runs.optimizer_facts import OptimizerFacts, OptimizerMember, ParameterGroup
 from stagelens.runs.optimizer_set import AnyOptimizer, as_one, members
-from stagelens.runs.schema import OptimizerFacts, OptimizerMember, ParameterGroup
 from stagelens.runs.shards import is_shared_out
 from stagelens.runs.states import rule_of
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from stagelens.compute import devices
 from stagelens.contracts import ProgressCallback, RunError, Task, no_progress
 from stagelens.runs.batches import to_device
+from stagelens.runs.optimizer_ends import end_optimizer
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import (
     TrainingState,
@@ -143,7 +144,7 @@ def measure_deviation(
             f"replaying stage {stage.name!r} gives other parameters than its end state has; open "
             "the run with the task that it was recorded with"
         )
-    bitwise = _same_state(replayed, recorded)
+    bitwise = _ends_so(replayed, stage)
     largest, relative = distance(replayed.model, stage)
     return Deviation(stage.name, bitwise and misfit is None, largest, relative, misfit)
 
@@ -193,16 +194,15 @@ def state_after(
                 state = replay.state()
             if number == total:
                 break
-        same = replay.misfit is None and (not through or _same_state(replay.state(), stage.end()))
+        same = replay.misfit is None and (not through or _ends_so(replay.state(), stage))
     return state, same
 
 
-def _same_state(a: TrainingState, b: TrainingState) -> bool:
-    return (
-        _same(a.model, b.model)
-        and a.optimizer.keys() == b.optimizer.keys()
-        and all(_same(a.optimizer[name], b.optimizer[name]) for name in b.optimizer)
-    )
+def _ends_so(reached: TrainingState, stage: Stage) -> bool:
+    """Whether a stage ended with this training state, bit for bit."""
+    recorded = stage.end()
+    known = stage.facts.end_optimizer or end_optimizer(recorded.optimizer)
+    return _same(reached.model, recorded.model) and end_optimizer(reached.optimizer) == known
 
 
 def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

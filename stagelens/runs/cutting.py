@@ -124,6 +124,8 @@ def cut_run(run: Run, cut: Cut, middle: StateRef) -> Run:
         for part in parts:
             part.index = len(made.stages)
             part.previous = made.stages[-1] if made.stages else None
+            if part.previous is not None:
+                part.previous.following = part
             part.facts = _referring(part.facts, stage.name, {"start": first, "end": second}, cut)
             made.stages.append(part)
     return made
@@ -137,7 +139,7 @@ def _parts(whole: Stage, cut: Cut, middle: StateRef) -> list[Stage]:
     within = Boundary(optimizer="carried", carried=carried, frozen=facts.boundary.frozen)
     found: list[Stage] = []
     spans: tuple[tuple[range, dict[str, Any]], ...] = (
-        (range(cut.step), {"end": middle}),
+        (range(cut.step), {"end": middle, "end_optimizer": None}),
         (range(cut.step, steps), {"start": middle, "boundary": within}),
     )
     for name, (span, own) in zip(names_of_parts(cut, steps), spans, strict=True):

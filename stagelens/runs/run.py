@@ -115,6 +115,8 @@ class Run:
         tip = BASE if previous is None else previous.name
         # One that was finished but not sealed, on another branch, is no part of this history.
         if facts.status == "complete" and self.lineage.before(facts.name) == tip:
+            if previous is not None:
+                previous.following = stage
             self.stages.append(stage)
         elif facts.status == "recording":
             self.unfinished.append(stage)

@@ -61,6 +61,10 @@ def save_state(
     """
     flat = {f"{n}/{key}": t for n, keys in state.optimizer.items() for key, t in keys.items()}
     optimizer = save_tensors(root, f"{prefix}.optimizer.safetensors", flat) if flat else None
+    known = None if earlier is None else earlier.optimizer
+    if optimizer is not None and known is not None and optimizer.sha256 == known.sha256:
+        (root / optimizer.path).unlink()  # carried from a state that has it
+        optimizer = known
     before = [] if earlier is None else _held_before(root, state.model, earlier, renamed or {})
     if earlier is not None and not renamed and _is_that(root, state.model, earlier, before):
         return earlier.model_copy(update={"optimizer": optimizer})

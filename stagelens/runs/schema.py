@@ -46,6 +46,7 @@ from .names import Name, RelativePath, Sha256
 from .names import check_name as check_name
 from .names import check_relative as check_relative
 from .objective_facts import ObjectiveFacts
+from .optimizer_facts import EndOptimizer, OptimizerFacts
 
 VERSION: Literal[3] = 3
 """Version of the layout; a folder with a newer one is refused, saying what to do.
@@ -116,44 +117,6 @@ class StateRef(_Model):
         return [*self.shards, *(file for file in (self.fixed, self.optimizer) if file)]
 
 
-class ParameterGroup(_Model):
-    """One of the optimiser's parameter groups, parameters by name."""
-
-    parameters: list[str]
-    hyperparameters: dict[str, Any]
-
-
-class OptimizerMember(_Model):
-    """One of several optimisers that make an update together, and how many groups are its own."""
-
-    name: str
-    groups: int = Field(ge=0)
-    flags: dict[str, Any]
-
-
-class OptimizerFacts(_Model):
-    """The optimiser of a stage, as replay rebuilds it.
-
-    In an assembled run it comes from a Trainer's checkpoint, which does not name the parameters.
-
-    Attributes:
-        name: As registered; of several, all their names.
-        groups: Its parameter groups; of several, one optimiser's after the other's.
-        flags: What its class is given beside the groups; of several, each has its own.
-        members: The optimisers, where there are several.
-    """
-
-    name: str
-    groups: list[ParameterGroup]
-    flags: dict[str, Any]
-    members: list[OptimizerMember] = []
-
-    def each(self) -> list[OptimizerMember]:
-        """The optimisers, one or several."""
-        one = OptimizerMember(name=self.name, groups=len(self.groups), flags=self.flags)
-        return self.members or [one]
-
-
 class PartRef(_Model):
     """One flush: consecutive steps, and those of their batches that were kept."""
 
@@ -206,6 +169,8 @@ class StageFile(Versioned):
     Attributes:
         history: Table of the steps that a Trainer reported: ``step``, ``loss``, ``lr``.
         updates: How many updates the Trainer reported.
+        end_optimizer: What its optimiser kept at the end; ``end`` has that itself only where it was
+            asked for, and the next stage's ``start`` where that carried it on.
         end_calls: ``train`` and ``eval`` of the optimiser, as they were called after the last step.
         checked: Numbers, from 1, of recorded steps that were run again while the stage was
             recorded, and agreed in loss, gradient and update.
@@ -243,6 +208,7 @@ class StageFile(Versioned):
     environment: Environment | None = None
     start: StateRef
     end: StateRef | None = None
+    end_optimizer: EndOptimizer | None = None
     checkpoints: list[Checkpoint] = []
     parts: list[PartRef] = []
     best_model: BestModel | None = None
@@ -278,6 +244,15 @@ class StageFile(Versioned):
     def processes(self) -> int:
         """How many processes trained it together."""
         return 1 if self.parallel is None else self.parallel.count
+
+    @property
+    def end_bytes(self) -> int:
+        """What the training state at its end takes, on disk or not; 0 before there is one."""
+        if self.end is None:
+            return 0
+        size = sum(file.bytes for file in self.end.files)
+        left_out = self.end_optimizer if self.end.optimizer is None else None
+        return size + (left_out.bytes if left_out is not None else 0)
 
     @property
     def parts_of_each(self) -> list[list[PartRef]]:

@@ -26,7 +26,8 @@ class Stage:
     """A stage of a run. ``facts`` is its stage.json; states and steps are read when asked for.
 
     ``previous`` is the finished stage that it started from, None for one that started from the
-    base. ``given`` is its objective as the user gave it, None to find it by its name.
+    base; ``following`` is the one after it in the same history. ``given`` is its objective as the
+    user gave it, None to find it by its name.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Stage:
         self.facts = facts
         self.index = index
         self.previous = previous
+        self.following: Stage | None = None
         self.name = facts.name
         self._given = given
 
@@ -170,7 +172,7 @@ class Stage:
         return self._state(self.facts.start)
 
     def end(self) -> TrainingState:
-        """The training state after the last step.
+        """The training state after the last step; of the optimiser's what the run still has.
 
         Raises:
             RunError: The stage was not finished.
@@ -180,7 +182,12 @@ class Stage:
                 f"stage {self.name!r} was not finished, so it has no end state; resume recording "
                 "with Recorder(path, resume=True)"
             )
-        return self._state(self.facts.end)
+        state, later = self._state(self.facts.end), self.following
+        if self.facts.end.optimizer is None and later is not None:
+            from .optimizer_ends import carried_from  # here, because it imports torch
+
+            state.optimizer = carried_from(later.start().optimizer, later.facts.boundary)
+        return state
 
     def within(self) -> Iterator[tuple[int, TrainingState]]:
         """The recorded checkpoints before the stage's end: steps so far, and the state then."""

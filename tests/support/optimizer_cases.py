@@ -174,7 +174,8 @@ def plans_of(case: Case) -> list[Plan]:
         return Together([halving(one) for one in members(as_one(optimizer))])
 
     rate = schedule if case.scheduled else None
-    plan = Plan("first", new, schedule=rate, loop=case.loop, recorder={"on_problem": "raise"})
+    settings = {"on_problem": "raise", "keep_optimizer": True}
+    plan = Plan("first", new, schedule=rate, loop=case.loop, recorder=settings)
     return [plan, replace(plan, name="second", optimizer=carried), replace(plan, name="third")]
 
 

@@ -37,6 +37,7 @@ def record(path: Path, settings: dict[str, Any], told: Connection) -> None:
     model, optimizer = made(task)
     told.send(("", 0))
     recorder = stagelens.Recorder(path, task)
+    settings = {"keep_optimizer": True, **settings}
     for number, name in enumerate(STAGES):
         with recorder.stage(name, model=model, optimizer=optimizer, **settings) as stage:
             on_disk = 0

@@ -114,8 +114,7 @@ def test_an_estimator_that_cannot_fit_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = odd_runs.record(tmp_path / "run", {"first": (1, 0.1), "last": (1, 0.1)})
-    end = run.last.facts.end
-    needed = 2 * sum(file.bytes for file in end.files)
+    needed = 2 * run.last.facts.end_bytes
     assert Replay.memory(run.stages[1:]) == needed and TaskVector.memory(run.stages[1:]) == 0
     monkeypatch.setattr(memory, "available", lambda: needed - 1)
     with pytest.raises(StageLensError, match=r"Replay takes at least .*--estimator task-vector"):

@@ -71,7 +71,7 @@ def _plans() -> list[Plan]:
     def carried(_model: nn.Module, before: Any) -> Any:
         return before
 
-    strict = {"on_problem": "raise"}
+    strict = {"on_problem": "raise", "keep_optimizer": True}
     return [
         Plan("first", new, batches=3, recorder=strict),
         Plan("second", carried, batches=3, recorder=strict),
@@ -200,7 +200,7 @@ def test_one_that_the_stage_was_not_given_is_named(tmp_path: Path) -> None:
 def test_restore_takes_several(tmp_path: Path) -> None:
     training = Training(tmp_path / "run")
     two = _two(training)
-    with training.stage(optimizer=two) as stage:
+    with training.stage(optimizer=two, keep_optimizer=True) as stage:
         for batch in make_batches(2):
             loss = _update(training, batch)
             for one in two:
@@ -247,7 +247,15 @@ def test_unmerged_coarse_steps_without_a_formula_are_the_optimisers_own(
     make: Any, tmp_path: Path
 ) -> None:
     task = make_task()
-    plans = [Plan(name, lambda m, _: make(m.parameters()), batches=4) for name in ("a", "b")]
+    plans = [
+        Plan(
+            name,
+            lambda m, _: make(m.parameters()),
+            batches=4,
+            recorder={"keep_optimizer": True},
+        )
+        for name in ("a", "b")
+    ]
     stage = record_plans(tmp_path / "run", task, plans).stages[1]
     model = CoarseModel(task, stage, stage.start())
     for step in coarse_steps(stage.read_steps(), 1, 1):

@@ -339,7 +339,9 @@ def test_a_recorder_that_is_no_longer_used_lets_go_of_the_folder(tmp_path: Path)
             model, optimizer = made(task)
             if resume:
                 recorder.restore(model, optimizer)
-            with recorder.stage(str(resume), model=model, optimizer=optimizer) as stage:
+            with recorder.stage(
+                str(resume), model=model, optimizer=optimizer, keep_optimizer=True
+            ) as stage:
                 train(task, model, optimizer, make_batches(1), stage=stage)
             del recorder, stage
     finally:

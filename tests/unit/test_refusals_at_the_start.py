@@ -187,7 +187,7 @@ def test_to_restore_into_another_kind_of_optimizer_or_that_of_another_model(
 ) -> None:
     with refused("no finished stage", "start the first one again"):
         training.recorder.restore(training.model)
-    with training.stage("first") as stage:
+    with training.stage("first", keep_optimizer=True) as stage:
         training.step(make_batches(1)[0], stage)
     adam = torch.optim.AdamW(training.model.parameters())
     with refused("(momentum_buffer) is not that of AdamW", by=RunError):

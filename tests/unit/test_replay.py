@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +303,7 @@ def test_the_head_keeps_its_initial_value_where_its_stage_is_removed(tmp_path: P
 
 
 def test_moments_and_step_counts_are_rewound_where_the_optimizer_is_carried(tmp_path: Path) -> None:
-    plans = three("adamw", "for-loop")
+    plans = [replace(p, recorder={"keep_optimizer": True}) for p in three("adamw", "for-loop")]
     run = record_plans(tmp_path / "run", make_task(PLAIN), plans)
     counts = {
         name: {float(tensors["step"]) for tensors in state.optimizer.values()}

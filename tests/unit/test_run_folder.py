@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ from tests.support.loops import (
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two finished stages and an unfinished one."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    record_two(path)
+    kept = {"checkpoint_every": 3, "keep_optimizer": True}
+    record_two(path, [TWO_STAGES[0], replace(TWO_STAGES[1], recorder=kept)])
     recorder = stagelens.Recorder(path, make_task(), resume=True)
     model = recorder.task.build_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -99,7 +101,6 @@ FILES = [
                 "batches-00000.safetensors",
                 "batches-00001.safetensors",
                 "end.model.safetensors",
-                "end.optimizer.safetensors",
                 "stage.json",
                 "start.model.safetensors",
                 "steps-00000.parquet",
@@ -130,7 +131,6 @@ FILES = [
                 "checkpoint-000006.model.safetensors",
                 "checkpoint-000006.optimizer.safetensors",
                 "stage.json",
-                "start.optimizer.safetensors",
                 "steps-00000.parquet",
                 "steps-00001.parquet",
                 "steps-00002.parquet",

@@ -59,7 +59,9 @@ def test_a_training_is_recorded_replayed_and_left_out_bit_for_bit(
 
     model, tokenizer = made("bert")
     for seed, stage in enumerate(("first", "second")):
-        callback = StageRecorderCallback(tmp_path / "run", stage, on_problem="raise")
+        callback = StageRecorderCallback(
+            tmp_path / "run", stage, on_problem="raise", keep_optimizer=True
+        )
         args = arguments(tmp_path / "out", **settings, **evaluated)
         trainer("bert", model, tokenizer, args, seed=seed, callbacks=[callback]).train()
 
