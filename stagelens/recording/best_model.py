@@ -18,32 +18,35 @@ from stagelens.runs.shards import own_part, put_back, shared_like
 from stagelens.runs.states import model_tensors, same_tensor
 from stagelens.runs.steps import parts_until
 
+from .carried_state import without_optimizer
+
 
 @dataclass(frozen=True)
 class Best:
     """A training state that was kept.
 
     Attributes:
+        root: The run folder.
         checkpoint: The state on disk.
         metric: What was best about it, as the loop names it.
         value: Its value.
     """
 
+    root: Path
     checkpoint: Checkpoint
     metric: str
     value: float
 
-    def check(self, root: Path, model: nn.Module) -> None:
+    def check(self, model: nn.Module) -> None:
         """Refuse a model that is not the one that was kept.
 
         Args:
-            root: The run folder.
             model: As the loop loaded it.
 
         Raises:
             RecordingError: Names the first parameter or buffer that differs.
         """
-        kept = load_state(CheckedFiles(root), self.checkpoint.state).model
+        kept = load_state(CheckedFiles(self.root), self.checkpoint.state).model
         put_back(model)
         for name, tensor in model_tensors(model).items():
             then = own_part(shared_like(tensor, kept[name]))
@@ -53,10 +56,18 @@ class Best:
                     "the best; load all weights of that step, and change nothing afterwards"
                 )
 
-    def ending(self, checkpoints: Sequence[Checkpoint], parts: Sequence[PartRef]) -> dict[str, Any]:
-        """What the facts of a stage that ends here say, out of all that it has on disk."""
+    def ending(
+        self, checkpoints: Sequence[Checkpoint], parts: Sequence[PartRef], keep: bool
+    ) -> dict[str, Any]:
+        """What the facts of a stage that ends here say, out of all that it has on disk.
+
+        Args:
+            checkpoints: Those of the stage.
+            parts: Its steps.
+            keep: Whether the optimiser's state stays at its end.
+        """
         step, trained = self.checkpoint.step, sum(part.steps for part in parts)
-        return {
+        ending = {
             "end": self.checkpoint.state,
             # Steps were flushed when this state was kept, so a part ends here.
             "parts": parts_until(parts, step),
@@ -65,9 +76,10 @@ class Best:
             "checkpoints": [one for one in checkpoints if one.step <= step],
             "best_model": BestModel(trained=trained, metric=self.metric, value=self.value),
         }
+        return ending if keep else without_optimizer(ending, self.root)
 
 
-def check_best(best: Best | None, root: Path, model: nn.Module) -> None:
+def check_best(best: Best | None, model: nn.Module) -> None:
     """Refuse a model to which a loop went back, if it is not the best that was kept.
 
     Raises:
@@ -78,4 +90,4 @@ def check_best(best: Best | None, root: Path, model: nn.Module) -> None:
             "the loop went back to its best model, but no best model was kept; call "
             "stage.keep_best(metric, value) at the step where it is found"
         )
-    best.check(root, model)
+    best.check(model)

@@ -19,7 +19,7 @@ from stagelens.runs.schema import Checkpoint
 from stagelens.runs.states import TrainingState, capture
 
 from .best_model import Best, check_best
-from .carried_state import kept_at_end, told_apart, without_optimizer
+from .carried_state import kept_at_end, told_apart
 from .final_model import FinalModel
 from .forward_passes import ForwardPasses
 from .micro_batches import MicroBatches
@@ -289,7 +289,7 @@ class StageRecorder:
             return
         try:
             if (best := self._checkpoint()) is not None:
-                self._ending.best = Best(best, metric, value)
+                self._ending.best = Best(self._run.path, best, metric, value)
                 self._files.drop_checkpoints(lambda c: c == best or self._checkpoint_due(c.step))
         except Exception as error:
             self.tell(error)
@@ -306,7 +306,7 @@ class StageRecorder:
         if not self.recording:
             return
         try:
-            check_best(self._ending.best, self._run.path, self._model)
+            check_best(self._ending.best, self._model)
             self._ending.at_best = True
         except Exception as error:
             self.tell(error)
@@ -379,8 +379,7 @@ class StageRecorder:
         assert self._files is not None
         keep = kept_at_end(self._files.facts.optimizer, self._settings.keep_optimizer)
         if (best := self._ending.best) is not None and self._ending.at_best:
-            ending = best.ending(self._files.facts.checkpoints, self._writer.parts)
-            ending = ending if keep else without_optimizer(ending, self._run.path)
+            ending = best.ending(self._files.facts.checkpoints, self._writer.parts, keep)
             self._announce(status="complete", **facts, **ending)
             self._files.tidy("*")
             return
@@ -391,8 +390,7 @@ class StageRecorder:
             parts=list(self._writer.parts),
             steps=self._writer.steps,
             end_calls=self._watch.calls,
-            # Where not all of them could be written.
-            updates=self.steps if self.steps > self._writer.steps else None,
+            updates=self.steps if self.steps > self._writer.steps else None,  # some not written
             **facts,
         )
 

@@ -339,11 +339,10 @@ def test_a_recorder_that_is_no_longer_used_lets_go_of_the_folder(tmp_path: Path)
             model, optimizer = made(task)
             if resume:
                 recorder.restore(model, optimizer)
-            with recorder.stage(
-                str(resume), model=model, optimizer=optimizer, keep_optimizer=True
-            ) as stage:
+            given = {"model": model, "optimizer": optimizer, "keep_optimizer": True}
+            with recorder.stage(str(resume), **given) as stage:
                 train(task, model, optimizer, make_batches(1), stage=stage)
-            del recorder, stage
+            del recorder, stage, given
     finally:
         gc.enable()
 
