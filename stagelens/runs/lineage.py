@@ -45,6 +45,11 @@ class Lineage:
         self._before: dict[str, str] = {}
         finished = BASE
         for one in file.stages:
+            if one.name in self._stages:  # a history would lead in circles
+                raise RunError(
+                    f"{path / 'run.json'}: stages: two are called {one.name!r}; restore the "
+                    "original file"
+                )
             named = one.parents or [finished]
             for parent in named:
                 earlier = self._stages.get(parent)
