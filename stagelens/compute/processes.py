@@ -231,6 +231,23 @@ def added(tensor: Tensor) -> Tensor:
     return summed
 
 
+def from_main(tensor: Tensor) -> Tensor:
+    """The main process's values of a tensor that each of them has; of its shape.
+
+    Raises:
+        StageLensError: Another process died.
+    """
+    if _state is None:
+        return tensor
+    from accelerate.utils import broadcast
+
+    try:
+        sent: Tensor = broadcast(tensor.clone(), from_process=0)
+    except RuntimeError:
+        raise StageLensError(_ENDED) from None
+    return sent
+
+
 def wait() -> None:
     """Continue once every process has come here."""
     together(lambda: None)

@@ -173,8 +173,9 @@ class StageReplay:
         load_optimizer(self.optimizer, self.names, state.optimizer)
         update_in_lists(self.optimizer)
         shared: SplitGradient | SharedModel | None = self._parts
+        self._split: SplitGradient | None = None
         if share == "batches":
-            shared = SplitGradient(task, self.model, stage.name)
+            shared = self._split = SplitGradient(task, self.model, stage.name, facts.processes)
         self._loss = loss_of_stage(task, stage, self.model, passed)
         self._stepper = Stepper(self._loss, self.model, self.optimizer, self.rules, shared)
         self._tolerance = tolerance_of(self.rules, self.model)
@@ -239,6 +240,8 @@ class StageReplay:
         """A copy of the training state as it is now; after :meth:`run`, the stage's end."""
         if self._parts is not None:
             return self._parts.state(self.optimizer, self.names)
+        if self._split is not None:
+            self._split.from_main()
         state = capture(self.model, self.optimizer, self.names)
         if self._averaging is not None and self._ran:
             state.model = capture(self._averaging.model, None, {}).model

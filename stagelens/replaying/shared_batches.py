@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from stagelens.compute import processes
 from stagelens.contracts import Refused, Task
 from stagelens.runs.batches import batch_size, rows_of
+from stagelens.runs.step_records import MicroBatch
 
 _ALIKE = {torch.float64: 1e-10}
 """Largest relative difference between a batch's loss and that of its parts; 1e-4 for the others."""
@@ -62,12 +63,29 @@ class SplitGradient:
         task: Computes the loss.
         model: Prepared for the stage.
         stage: Its name, for messages.
+        trained_by: How many processes trained it. As many take the micro-batches that each had
+            then, whatever is in the model.
+
+    Attributes:
+        whole: Whether they do.
     """
 
-    def __init__(self, task: Task, model: nn.Module, stage: str) -> None:
-        check_splittable(model, stage)
+    def __init__(self, task: Task, model: nn.Module, stage: str, trained_by: int = 1) -> None:
+        self.whole = 1 < trained_by == processes.count()
+        if not self.whole:
+            check_splittable(model, stage)
         self._task, self._model, self._stage = task, model, stage
         self._checked = False
+
+    def mine(self, batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+        """The micro-batches of a step that this process takes, or a part of each of them."""
+        own = processes.number()
+        return [micro for micro in batches if micro.process == own] if self.whole else batches
+
+    def from_main(self) -> None:
+        """Give all processes the main one's buffers, which its passes have moved."""
+        for buffer in self._model.buffers() if self.whole else ():
+            buffer.copy_(processes.from_main(buffer))
 
     def backward(self, batch: Any, loss_of: LossOf, divisor: float) -> float:
         """Add this process's part of ``loss / divisor`` to the parameters' gradients.

@@ -224,7 +224,8 @@ class Stepper:
         for parameter in self._cleared:
             parameter.grad = None
         if isinstance(self._shared, SplitGradient):
-            losses = [self._part(self._shared, micro) for micro in record.batches]
+            split = self._shared
+            losses = [self._part(split, micro) for micro in split.mine(record.batches)]
             self._shared.add_up(self._parameters, record.missing)
         elif self._shared is not None:
             losses = self._passes_of(self._shared, record.batches)
@@ -248,6 +249,8 @@ class Stepper:
         return loss
 
     def _part(self, split: SplitGradient, micro: MicroBatch) -> float:
+        if split.whole:
+            return self._pass(micro, self._rules.divisor(micro))
         devices.restore_random(micro.rng, self._device)
         batch = to_device(micro.batch, self._device)
         return split.backward(batch, self._loss, self._rules.divisor(micro))

@@ -86,6 +86,7 @@ def _gathered(folder: Path | None, tensors: Mapping[str, Tensor]) -> Mapping[str
     try:
         if folder is None or not tensors:
             return {}
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / temporaries.name(".gathered", ".tmp")
         try:
             with open(path, "wb") as file:

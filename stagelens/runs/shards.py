@@ -42,7 +42,7 @@ def shared_like(parameter: Tensor, whole: Tensor) -> Tensor:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether any of a module's parameters is shared out over processes, as a rule or now."""
-    return any(map(is_shared_out, model.parameters())) or any(_sharding(model))
+    return any(map(is_shared_out, model.parameters())) or any(True for _ in sharding_modules(model))
 
 
 def put_back(model: nn.Module) -> None:
@@ -51,12 +51,14 @@ def put_back(model: nn.Module) -> None:
     After a forward pass without a backward one, as of an evaluation, whole ones stand in for those
     of its outermost group, in the precision of the pass.
     """
-    for module in _sharding(model):
+    for _, module in sharding_modules(model):
         module.reshard()
 
 
-def _sharding(model: nn.Module) -> Iterator[Any]:
-    """The modules that ``fully_shard`` was called with."""
+def sharding_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The modules that ``fully_shard`` was called with, by name, outermost first."""
     distributed = sys.modules.get("torch.distributed.fsdp")
     if distributed is not None:
-        yield from (m for m in model.modules() if isinstance(m, distributed.FSDPModule))
+        for name, module in model.named_modules():
+            if isinstance(module, distributed.FSDPModule):
+                yield name, module

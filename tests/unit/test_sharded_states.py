@@ -75,7 +75,7 @@ def one_by_one(rank: int, count: int, port: int, folder: Path) -> None:
         assert all(isinstance(p, DTensor) for p in model.parameters())
         assert bool(state.model) == bool(state.optimizer) == (rank == 0)
         assert max(p.to_local().numel() for p in model.parameters()) < 72  # type: ignore[attr-defined]
-        fails = folder / "not there" if rank == 0 else None
+        fails = folder / "err-0" if rank == 0 else None
         with pytest.raises(OSError) if rank == 0 else contextlib.nullcontext():
             gathered_state(fails, model, optimizer_tensors(optimizer, names))
         torch.distributed.barrier()  # all came through
