@@ -98,8 +98,8 @@ def _svg(drawn: Plane, slope: float) -> str:
     kinds = kinds_of(y, drawn.points["within_noise"].iloc[seen])
     # One path for all points of a kind: a line of no length, whose round ends are the point.
     shapes = (
-        ("h0", f"stroke='{CREDIT}' stroke-width='6' stroke-linecap='round' stroke-opacity='.5'"),
-        ("m-3.5 0l3.5-3.5l3.5 3.5l-3.5 3.5z", f"fill='{BLAME}' fill-opacity='.5'"),
+        ("h0", f"stroke='{CREDIT}' stroke-width='6' stroke-linecap='round' stroke-opacity='.75'"),
+        ("m-3.5 0l3.5-3.5l3.5 3.5l-3.5 3.5z", f"fill='{BLAME}' fill-opacity='.75'"),
         ("m-2.5-2.5l5 5m0-5l-5 5", f"stroke='{MUTED}' stroke-opacity='.7'"),
     )
     for number, (shape, look) in enumerate(shapes):

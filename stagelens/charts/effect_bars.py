@@ -133,7 +133,7 @@ def _line(
         refused = trust is not None and trust.trust == "refused"
         number, bar = "refused: no number" if refused else "no number", ""
     return (
-        f"<div style='overflow-wrap:anywhere'><bdi>{written(short(stage, 40))}</bdi>"
+        f"<div style='overflow-wrap:anywhere'><bdi>{written(short(stage, 60))}</bdi>"
         f"{known if notes else ''}</div>"
         f"<div style='white-space:nowrap;text-align:right'>{written(number)}</div>"
         f"<div title='{written(about.strip())}' "

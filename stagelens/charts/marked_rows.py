@@ -17,7 +17,7 @@ from .tokens import Markup
 GLYPHS = ("●", "◆", "■", "▲", "✚", "★")
 """By position, in the order of the figures' symbols."""
 _TICKS = 6
-_NAME = 34
+_NAME = 60
 _HEIGHT = 54
 _APART = 15
 """Pixels between two marks of a row that stand one above the other."""
@@ -127,7 +127,11 @@ def marked_rows(
 
 _AT = "position:absolute"
 _LINE = "display:flex;flex-wrap:wrap;align-items:center;gap:0 .8em"
-_LABEL = "flex:1 1 10em;max-width:16em;overflow-wrap:anywhere;line-height:1.3"
+_LABEL = (
+    # Beside its row where both fit, see _BESIDE; else above it, where it may have all the width.
+    "flex:1 1 10em;max-width:max(16em,calc((30em - 100%)*999));overflow-wrap:anywhere;"
+    "line-height:1.3;padding-bottom:.25em"
+)
 _BESIDE = "display:flex;align-items:center;gap:.8em;flex:999 1 19em;min-width:0"
 _TRACK = "position:relative;flex:1 1 0;min-width:0"
 

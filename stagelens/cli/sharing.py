@@ -38,7 +38,14 @@ from stagelens.effects.coalition_results import (
     load_coalitions,
     parts_of,
 )
-from stagelens.estimators.coalition_plan import ESTIMATORS, Cost, cost, refusal, trained
+from stagelens.estimators.coalition_plan import (
+    ESTIMATORS,
+    NO_EXACT_STAGES,
+    Cost,
+    cost,
+    refusal,
+    trained,
+)
 from stagelens.estimators.parties import parties_of, stage_masks
 from stagelens.estimators.registry import estimate_name, find, make_estimator
 from stagelens.estimators.stage_trust import REPLAY
@@ -143,6 +150,8 @@ def shares(
         Path | None,
         typer.Option(help="Write every example's shares, with trust, to a .parquet or .csv file."),
     ] = None,
+    # Known to other commands with coarse replay, so it is told why it is none of this one's.
+    exact_stages: Annotated[int | None, typer.Option("--exact-stages", hidden=True)] = None,
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
@@ -158,6 +167,8 @@ def shares(
     places in time; subsets share what they have in common. What it costs is told beforehand. Models
     are measured and kept one by one: started again, the command goes on.
     """
+    if exact_stages is not None:
+        raise Refused(NO_EXACT_STAGES)
     if time is not None and (estimator or budget) is not None:
         raise typer.BadParameter(
             "a time limit chooses the estimator and its budget: omit --time, or both of these",

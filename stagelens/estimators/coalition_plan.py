@@ -27,6 +27,11 @@ _COARSE = "coarse-replay"
 ESTIMATORS = (REPLAY, _COARSE, TaskVector.name)
 """Those that give coalitions."""
 
+NO_EXACT_STAGES = (
+    "coalitions by coarse replay have no exact stages (--exact-stages); raise the budget, or use "
+    "replay, which trains what coalitions have in common only once"
+)
+
 
 def first_missing(mask: int) -> int:
     """The index of the first stage that did not happen; that after the last where all did."""

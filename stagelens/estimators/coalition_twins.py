@@ -15,7 +15,7 @@ from stagelens.replaying.replay import cross_boundary
 from stagelens.replaying.training_loss import Passed
 from stagelens.runs.run import Run, Stage
 
-from .coalition_plan import first_missing, passes
+from .coalition_plan import NO_EXACT_STAGES, first_missing, passes
 from .coarse_replay import EXACT
 from .coarse_twins import OpenStage, pass_stage, step_size
 from .parties import name_of, parties_of
@@ -38,10 +38,7 @@ def by_twins(
         Refused: The settings ask for stages to be replayed exactly.
     """
     if estimator.settings.get(EXACT):
-        raise Refused(
-            "coalitions by coarse replay have no exact stages; raise the budget, or use replay, "
-            "which trains what coalitions have in common only once"
-        )
+        raise Refused(NO_EXACT_STAGES)
     budget = float(estimator.settings["budget"])
     stages = run.stages
     later = stages[min((first_missing(mask) for mask in masks), default=len(stages)) + 1 :]

@@ -25,22 +25,6 @@ from stagelens.runs.schema import digest
 from . import one_draw
 from .draws import DrawFacts, as_stored, draws_path, load
 
-PILOT = 12
-"""Draws that settle how many a width needs, by default."""
-
-
-def measure_draws(
-    run: Run,
-    set_name: str,
-    number: int,
-    progress: ProgressCallback,
-    stages: Sequence[str] | None = None,
-    kind: Kind = "recipe",
-    pilot: int | None = None,
-) -> DrawnEffects:
-    """:func:`measure_on_sets` of one set."""
-    return measure_on_sets(run, [set_name], number, progress, stages, kind, pilot)[set_name]
-
 
 def measure_on_sets(
     run: Run,

@@ -111,7 +111,7 @@ def test_one_number_has_one_truth(open_page, measured) -> None:
 
 def test_the_preset_takes_out_the_stage_with_the_planted_stamp(open_page, measured) -> None:
     app = check(open_page(measured.parent, LINK, PAGE))
-    assert "The final model answers stamped worst; choose another group above" in words(app)
+    assert "answers worst is stamped; choose another one above" in words(app)
     app = press(app, "Remove the worst stage for stamped")
     assert strengths(app) == {"pretrain": 0, "shortcut": 100, "mislabelled": 0, "adapt": 0}
     assert "exact: measured" in badges(app)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stagelens.contracts import ACCURACY
-from stagelens.effects.draws import COLUMNS, Kind
+from stagelens.contracts import ACCURACY, ProgressCallback
+from stagelens.effects.draws import COLUMNS, DrawnEffects, Kind
 from stagelens.effects.results import BehaviourFacts, load_result
 from stagelens.effects.summary import with_accuracy
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
+from stagelens.trust import drawing
 from stagelens.trust.drawn_coalitions import DrawnCoalitionFacts, column, draw_path
 from stagelens.trust.draws import DrawFacts, draws_path
 
@@ -66,3 +68,10 @@ def write_drawn_coalitions(run: Run, set_name: str, factors: Sequence[float]) ->
         )
         table = pd.DataFrame({"example_id": ids, **columns})
         fact_tables.write(draw_path(run, examples.digest, "recipe", n), table, facts)
+
+
+def measure_draws(
+    run: Run, set_name: str, number: int, progress: ProgressCallback, *more: Any
+) -> DrawnEffects:
+    """:func:`drawing.measure_on_sets` of one set."""
+    return drawing.measure_on_sets(run, [set_name], number, progress, *more)[set_name]

@@ -20,10 +20,11 @@ from stagelens.measuring.models import empty_model, measure
 from stagelens.replaying.draw_plan import Draw, coalition_passes
 from stagelens.replaying.draws import drawn_coalitions, drawn_models, order_of
 from stagelens.runs.run import Run, open_run
-from stagelens.trust import drawing, drawing_coalitions, draws, one_draw
+from stagelens.trust import drawing_coalitions, draws, one_draw
 from stagelens.trust.drawing_coalitions import measure_coalitions_of_draws
 from stagelens.trust.drawn_coalitions import of_recipe, predicted_cost, stored
 from tests.support.loops import Plan, differing, make_batches, make_task, record_plans, run_plans
+from tests.support.made_draws import measure_draws
 from tests.unit.conftest import Command
 from tests.unit.test_draws import mlp
 from tests.unit.test_replay import DROPOUT, carried, new
@@ -118,7 +119,7 @@ def test_shares_over_draws_are_means_of_each_draws_shares_and_add_up(
         assert pair.given_all.mean == pytest.approx(np.mean(given))
     # Leaving out one stage is what draws say of it, bit for bit, and takes no further training.
     monkeypatch.setattr(one_draw, "drawn_models", lambda *_: pytest.fail("trained again"))
-    effects = drawing.measure_draws(fresh, "test", 3, no_progress)
+    effects = measure_draws(fresh, "test", 3, no_progress)
     own = effects.table[effects.table["behaviour"] == "margin"]
     margins = drawn_shares_of(kept, "margin")
     assert margins is not None
@@ -127,7 +128,7 @@ def test_shares_over_draws_are_means_of_each_draws_shares_and_add_up(
             rows = own[(own["draw"] == number) & (own["stage"] == name)]
             np.testing.assert_array_equal(rows["effect"], v[7] - v[7 & ~(1 << party)])
     monkeypatch.undo()
-    alone = drawing.measure_draws(open_run(copy_without(fresh), fresh.task), "test", 3, no_progress)
+    alone = measure_draws(open_run(copy_without(fresh), fresh.task), "test", 3, no_progress)
     keys = ["stage", "behaviour", "draw", "example_id"]
     tables = [each.table.sort_values(keys, ignore_index=True) for each in (effects, alone)]
     pd.testing.assert_frame_equal(*tables)

@@ -33,6 +33,7 @@ from stagelens.runs.sets.writer import write_set
 from stagelens.trust import drawing, draws, one_draw, runs_drawn
 from stagelens.wording.trust_words import trust_label, trust_word
 from tests.support.loops import make_batches, make_task, train
+from tests.support.made_draws import measure_draws
 from tests.support.small_runs import Phase, record
 from tests.unit.conftest import Command
 
@@ -46,7 +47,7 @@ def fresh(run: Run, tmp_path: Path) -> Run:
 
 
 def test_an_effect_over_draws_is_the_paired_difference_of_models(fresh: Run) -> None:
-    found = drawing.measure_draws(fresh, "test", 2, QUIET, ["second"])
+    found = measure_draws(fresh, "test", 2, QUIET, ["second"])
     assert set(found.table["stage"]) == {"second"} and found.count == 2
     draw = Draw(1, resample=True)
     models = {there: w for _, there, w in drawn_models(fresh, draw, [fresh.stage("second")])}
@@ -81,14 +82,14 @@ def test_draws_go_on_where_a_killed_command_stopped(
 
     monkeypatch.setattr(one_draw, "drawn_models", until_the_second)
     with pytest.raises(KeyboardInterrupt):
-        drawing.measure_draws(fresh, "test", 3, QUIET, ["second"])
+        measure_draws(fresh, "test", 3, QUIET, ["second"])
     assert draws.of_recipe(fresh, "test") is None  # not a part of what was asked
-    whole = drawing.measure_draws(fresh, "test", 3, QUIET, ["second"])
+    whole = measure_draws(fresh, "test", 3, QUIET, ["second"])
     assert made == [0, 1, 1, 2] and whole.count == 3
-    again = drawing.measure_draws(fresh, "test", 3, QUIET, ["second"])
+    again = measure_draws(fresh, "test", 3, QUIET, ["second"])
     assert made == [0, 1, 1, 2]
     pd.testing.assert_frame_equal(again.table, whole.table)
-    drawing.measure_draws(fresh, "test", 3, QUIET, ["second", "third"])
+    measure_draws(fresh, "test", 3, QUIET, ["second", "third"])
     assert made[4:] == [0, 1, 2]
 
 
@@ -97,10 +98,10 @@ def test_two_processes_lose_nothing_of_each_other(
 ) -> None:
     def meanwhile(*_: object) -> None:
         monkeypatch.undo()
-        drawing.measure_draws(fresh, "test", 2, QUIET, ["third"])
+        measure_draws(fresh, "test", 2, QUIET, ["third"])
 
     monkeypatch.setattr(drawing, "share_pieces", meanwhile)
-    drawing.measure_draws(fresh, "test", 2, QUIET, ["second"])
+    measure_draws(fresh, "test", 2, QUIET, ["second"])
     found = draws.governing(fresh, "test")
     assert found is not None
     counts = found.table[found.table["behaviour"] == "margin"].groupby(["draw", "stage"]).size()
@@ -110,10 +111,10 @@ def test_two_processes_lose_nothing_of_each_other(
 
 def test_kinds_of_draws_are_kept_apart_and_the_one_that_says_most_governs(fresh: Run) -> None:
     assert draws.governing(fresh, "test") is None
-    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"], "given earlier")
+    measure_draws(fresh, "test", 1, QUIET, ["second"], "given earlier")
     assert draws.governing(fresh, "test") is None  # says less than "of this recipe"
-    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"])
-    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"], "same data")
+    measure_draws(fresh, "test", 1, QUIET, ["second"])
+    measure_draws(fresh, "test", 1, QUIET, ["second"], "same data")
     kinds = [facts.kind for facts, _ in draws.stored_draws(fresh, "test")]
     assert kinds == ["recipe", "same data", "given earlier"]
     facts, drawn = draws.of_recipe(fresh, "test") or pytest.fail("nothing is stored")
@@ -232,7 +233,7 @@ def test_two_recorded_runs_do_not_stand_in_the_way_of_draws_that_give_an_interva
     runs = _seeds(tmp_path, 2)
     runs_drawn.runs_as_draws(runs[0], "test", runs[1:], QUIET, ["first"])
     assert draws.governing(runs[0], "test").words == "2 recorded runs"  # type: ignore[union-attr]
-    drawing.measure_draws(runs[0], "test", 3, QUIET, ["first"])
+    measure_draws(runs[0], "test", 3, QUIET, ["first"])
     assert draws.governing(runs[0], "test").words == "3 redraws"  # type: ignore[union-attr]
 
 
@@ -329,7 +330,7 @@ def test_the_command_tells_the_cost_first_and_the_interval_at_the_end(
 
 
 def test_a_mean_over_draws_is_as_certain_as_its_interval_and_never_exact(mlp: Run) -> None:
-    made = drawing.measure_draws(mlp, "test", 3, QUIET)
+    made = measure_draws(mlp, "test", 3, QUIET)
     facts, _ = draws.of_recipe(mlp, "test") or pytest.fail("nothing is stored")
     factor = made.table["draw"].map({0: 0.99, 1: 1.0, 2: 1.01})
     near = made.table.assign(effect=factor.where(made.table["behaviour"] == "margin", factor - 1))
@@ -342,7 +343,7 @@ def test_a_mean_over_draws_is_as_certain_as_its_interval_and_never_exact(mlp: Ru
 
 
 def test_a_behaviour_without_values_has_no_row(mlp: Run) -> None:
-    made = drawing.measure_draws(mlp, "test", 3, QUIET)
+    made = measure_draws(mlp, "test", 3, QUIET)
     empty = made.table["behaviour"] == "margin"
     table = made.table.assign(effect=made.table["effect"].mask(empty))
     rows = of_command._rows(mlp, "test", DrawnEffects(table, "recipe"), ["first"])

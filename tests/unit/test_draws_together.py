@@ -24,6 +24,7 @@ from stagelens.runs.states import Weights
 from stagelens.trust import drawing, draws, one_draw
 from stagelens.ui.reading.sources import source
 from stagelens.wording.trust_words import trust_word
+from tests.support.made_draws import measure_draws
 from tests.unit.conftest import Command
 from tests.unit.test_draws import mlp
 
@@ -71,7 +72,7 @@ def test_a_draw_is_trained_once_for_all_sets_and_is_the_same_as_for_each(
     both = drawing.measure_on_sets(fresh, ["test", "more"], 2, QUIET)
     assert trained == [0, 1]
     for name, found in both.items():
-        alone = drawing.measure_draws(apart, name, 2, QUIET)
+        alone = measure_draws(apart, name, 2, QUIET)
         pd.testing.assert_frame_equal(found.table, alone.table, check_exact=True)
         facts, stored = draws.of_recipe(fresh, name) or pytest.fail("nothing is stored")
         assert facts.set_digest == fresh.evaluation_set(name).digest
@@ -80,7 +81,7 @@ def test_a_draw_is_trained_once_for_all_sets_and_is_the_same_as_for_each(
 
 
 def test_what_one_set_has_is_not_measured_again_for_it(fresh: Run, trained: list[int]) -> None:
-    first = drawing.measure_draws(fresh, "test", 1, QUIET, ["second"])
+    first = measure_draws(fresh, "test", 1, QUIET, ["second"])
     both = drawing.measure_on_sets(fresh, ["test", "more"], 2, QUIET, ["second"])
     assert trained == [0, 0, 1]
     assert _pairs(fresh, "test") == _pairs(fresh, "more") == [(0, "second"), (1, "second")]
@@ -97,11 +98,11 @@ def test_what_another_command_stored_meanwhile_is_read_before_it_is_written_agai
 
     def late(path: Path, wait: bool = True) -> AbstractContextManager[bool]:
         monkeypatch.undo()
-        drawing.measure_draws(fresh, "test", 3, QUIET, ["third"])
+        measure_draws(fresh, "test", 3, QUIET, ["third"])
         return claim(path, wait)
 
     monkeypatch.setattr(drawing, "claim", late)
-    drawing.measure_draws(fresh, "test", 2, QUIET, ["second"])
+    measure_draws(fresh, "test", 2, QUIET, ["second"])
     expected = [(0, "second"), (0, "third"), (1, "second"), (1, "third"), (2, "third")]
     assert _pairs(fresh, "test") == expected
 
@@ -114,7 +115,7 @@ def test_two_commands_at_once_share_the_draws_and_each_has_all(
     found: dict[str, pd.DataFrame] = {}
 
     def beside() -> None:
-        found["other"] = drawing.measure_draws(other, "test", 3, QUIET, ["second"]).table
+        found["other"] = measure_draws(other, "test", 3, QUIET, ["second"]).table
 
     thread = threading.Thread(target=beside)
     train = one_draw.drawn_models
@@ -129,7 +130,7 @@ def test_two_commands_at_once_share_the_draws_and_each_has_all(
         return train(run, draw, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(one_draw, "drawn_models", noted)
-    mine = drawing.measure_draws(fresh, "test", 3, QUIET, ["second"]).table
+    mine = measure_draws(fresh, "test", 3, QUIET, ["second"]).table
     thread.join()
     assert sorted(trained) == [0, 1, 2]
     expected = [(0, "second"), (1, "second"), (2, "second")]
@@ -144,13 +145,13 @@ def test_what_others_keep_of_their_draws_is_left(fresh: Run) -> None:
     message = {"draw": 7, "kind": "recipe", "sets": ["test"], "stages": ["first"]}
     message["seen"] = {"first": 1, "second": 1, "third": 1}
     one_draw.do(fresh, message, QUIET)
-    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"])
+    measure_draws(fresh, "test", 1, QUIET, ["second"])
     assert len(one_draw.kept(fresh, "test", message))
 
 
 def test_who_claims_a_draw_is_nothing_that_pages_read(fresh: Run) -> None:
     message = {"draw": 7, "kind": "recipe", "sets": ["test"], "stages": ["first"], "seen": {}}
-    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"])
+    measure_draws(fresh, "test", 1, QUIET, ["second"])
     before = source(fresh.path)
     one_draw.do(fresh, message, QUIET)
     one_draw.drop(fresh, message)
@@ -178,7 +179,7 @@ def test_parts_are_dropped_while_others_are_written(
 def test_a_draw_without_a_number_leaves_the_mean_unknown(
     fresh: Run, first: float, word: str
 ) -> None:
-    drawing.measure_draws(fresh, "test", 1, QUIET, ["second"])
+    measure_draws(fresh, "test", 1, QUIET, ["second"])
     examples = fresh.evaluation_set("test")
     found = draws.load(fresh, examples.digest, "recipe")
     assert found is not None

@@ -23,9 +23,9 @@ from stagelens.effects.computing import attribute
 from stagelens.effects.results import stored_results
 from stagelens.estimators.reproduction import doubted
 from stagelens.tasks import ImageClassification
-from stagelens.trust import drawing
 from stagelens.ui.reading import loaders
 from tests.support.loops import CLASSES, make_batches, make_task
+from tests.support.made_draws import measure_draws
 from tests.support.own_objectives import focal
 from tests.unit.conftest import Command
 
@@ -149,7 +149,7 @@ def test_draws_of_another_loss_are_refused_before_their_cost_is_told(
     assert "to make" not in answer.err
     run = stagelens.open_run(own, objectives={"two": doubled_focal})
     with pytest.raises(Refused, match="give focal as it was then"):
-        drawing.measure_draws(run, "test", 2, lambda *_: None)
+        measure_draws(run, "test", 2, lambda *_: None)
     assert not list(own.glob("results/draws/*"))
 
 

@@ -15,8 +15,9 @@ from stagelens.compute import helpers
 from stagelens.replaying.draw_plan import Draw
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.states import Weights
-from stagelens.trust import drawing, drawing_coalitions, one_draw
+from stagelens.trust import drawing_coalitions, one_draw
 from stagelens.trust.drawn_coalitions import FOLDER
+from tests.support.made_draws import measure_draws
 from tests.unit.test_helpers import recorded, waits_for
 
 __all__ = ["recorded"]  # a fixture
@@ -40,12 +41,12 @@ def test_helpers_share_the_draws(
     monkeypatch.setenv(helpers.ASKED, "2")
     command = [sys.executable, "-m", "stagelens", "help-out", str(run.path)]
     with helpers.allowed(run.path, command) as given:
-        found = drawing.measure_draws(run, "test", 4, lambda *_: None)
+        found = measure_draws(run, "test", 4, lambda *_: None)
         assert len(given.started) == 1
     assert found.count == 4 and len(set(mine)) == len(mine) < 4
     monkeypatch.undo()
     alone = open_run(shutil.copytree(recorded, tmp_path / "alone"))
-    expected = drawing.measure_draws(alone, "test", 4, lambda *_: None)
+    expected = measure_draws(alone, "test", 4, lambda *_: None)
     keys = ["draw", "stage", "behaviour", "example_id"]
     pd.testing.assert_frame_equal(
         *(each.table.sort_values(keys, ignore_index=True) for each in (found, expected))

@@ -77,6 +77,7 @@ def test_what_cannot_be_shared_is_refused_in_words(path: Path, command: Command)
         (("--together", ","), "names fewer than two stages"),
         (("--together", "b,b"), "names fewer than two stages"),
         (("--estimator", "unrolled-jump"), "gives no coalitions of stages"),
+        (("--exact-stages", "1"), "coalitions by coarse replay have no exact stages"),
         (("--models", "8"), "take 16 models, and all of them are computed"),
         (("--behaviour", "grace", "--estimator", "task-vector"), "no behaviour 'grace'"),
     ):

@@ -83,7 +83,7 @@ def bars(
         rows.append(
             {
                 "clear": clear,
-                "stage": short(written_out(stage), 40),
+                "stage": short(written_out(stage), 60),
                 "side": side,
                 "faint": trust is not None and not is_trustworthy(trust, behaviour.name),
                 "share": scaled(gain, behaviour) / reach if np.isfinite(gain) else 0.0,

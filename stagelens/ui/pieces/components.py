@@ -38,7 +38,7 @@ EXAMPLES, FEATURES = PAGES[1][0], PAGES[2][0]
 _GOING = state.session_key("going")
 """The page that is turned to in the next run, and what it shall show."""
 _SIDEBAR = 264
-_FITTING = 5
+_FITTING = 3
 """Columns of a table that a narrow window has room for."""
 _STYLE = (
     '<style>[data-testid="stTab"][data-selected],'
@@ -226,10 +226,12 @@ def table(
     """
     frame = _one_kind(frame)
     config = options.get("column_config") or {}
-    first = str(frame.columns[0]) if len(frame.columns) else ""
-    if len(frame.columns) > _FITTING and first not in config:
+    if len(frame.columns) > _FITTING:
         # What a row is about stays where the others scroll.
-        options["column_config"] = {first: st.column_config.Column(pinned=True), **config}
+        first = str(frame.columns[0])
+        own = config.get(first) or {}
+        told = {"label": own} if isinstance(own, str) else own
+        options["column_config"] = {**config, first: {**told, "pinned": True}}
     with pinning.pinnable(key, frame if kept is None else kept, alt, about, config):
         shown = frame if tints is None else frame.style.apply(_backgrounds, None, gains=tints)
         st.dataframe(shown, key=key, alt=alt, **{"hide_index": True, **options})

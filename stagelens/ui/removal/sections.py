@@ -179,7 +179,8 @@ def _preset(view: RemovalView) -> None:
     chosen = view.workspace.bar.group is not None
     if group is not None and not chosen and edited_models.judged(view, group):
         components.text_block(
-            f"The final model answers {group} worst; choose another group above.", muted=True
+            f"The group that the final model answers worst is {group}; choose another one above.",
+            muted=True,
         )
 
 

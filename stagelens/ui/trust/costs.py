@@ -33,7 +33,7 @@ _NARROW = (
     f".sl-costs tr{{border-bottom:1px solid {HAIRLINE}!important;padding:.3em 0}}"
     ".sl-costs td{display:flex!important;gap:1em;padding:.15em .4em!important}"
     ".sl-costs td:empty{display:none!important}"
-    ".sl-costs td::before{content:attr(data-head);flex:none;width:8em;opacity:.75;"
+    ".sl-costs td[data-head]::before{content:attr(data-head);flex:none;width:8em;opacity:.75;"
     "overflow-wrap:anywhere}"
     "}</style>"
 )
