@@ -79,6 +79,10 @@ class Paces:
         """
         return seconds * slowdown(own) / self.busy
 
+    def of_a_job(self, seconds: float, own: int = 0) -> float:
+        """The same where a process of its own does it, which has to load what it needs first."""
+        return self.at_present(seconds, own) + STARTING * slowdown(own)
+
 
 class TimedStage(BaseModel):
     """What was measured of one stage; see :class:`Pace`.

@@ -9,7 +9,7 @@ import pytest
 from stagelens.cli.terminal import EVERY
 from stagelens.compute import load
 from stagelens.compute.remaining import Mark, noted, seconds_left
-from stagelens.estimators.durations import Paces
+from stagelens.estimators.durations import STARTING, Paces
 
 Speed = Callable[[float, float], float]
 """From seconds worked and the share done to the share that is done in a second."""
@@ -89,4 +89,6 @@ def test_a_prediction_is_that_of_the_machine_as_busy_as_it_is(
     monkeypatch.setattr(load.os, "getloadavg", lambda: (5.0, 0.0, 0.0))
     monkeypatch.setattr(load.os, "cpu_count", lambda: 2)
     assert Paces([]).at_present(4.0) == 12.0
+    # A process that does it has to start first, on the same busy machine.
+    assert Paces([]).of_a_job(4.0) == 12.0 + 3 * STARTING
     assert Paces([], busy=3.0).at_present(12.0) == 12.0  # it was as busy when steps were timed

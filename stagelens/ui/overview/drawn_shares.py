@@ -61,7 +61,7 @@ def offer(workspace: Workspace) -> None:
     asked = (*words, "--number", str(number), "--shares")
     passes, seconds = predicted_cost(workspace.run, number)
     if seconds is not None:
-        seconds = paces(workspace.run).at_present(seconds, jobs.running())
+        seconds = paces(workspace.run).of_a_job(seconds, jobs.running())
     told = (
         f"Shares of the recipe: {number} draws of every set of stages, "
         f"{cost_text(passes, seconds)}."

@@ -131,7 +131,7 @@ def cost_text(run: Run, price: Cost) -> str:
     )
     if price.seconds is None:
         return f"{said}. How long it takes is not known: the recording has no timings."
-    present = paces(run).at_present(price.seconds, jobs.running())
+    present = paces(run).of_a_job(price.seconds, jobs.running())
     return f"{said}. Predicted: {predicted_time(present)}."
 
 
