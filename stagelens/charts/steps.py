@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from stagelens.analyses.contributions.contribution_table import opposite
 from stagelens.contracts import BASE, Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import axis_unit, is_share, phrase, scaled, signed_text, value_text
@@ -144,7 +145,8 @@ def step_contributions(
             y=[scaled(value, behaviour) for value in gains],
             width=bars["after"] - bars["first"],
             marker={
-                "color": [color_of(value) for value in gains],
+                # Steps that add up to the opposite sign of the effect are neither credit nor blame.
+                "color": [color_of(0.0 if opposite(effect, total) else v) for v in gains],
                 "line": {"width": 0},
             },
             customdata=[

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -24,14 +25,19 @@ from stagelens.analyses.contributions.contribution_table import (
     contributions_path,
     left_open,
     load_contributions,
+    opposite,
 )
 from stagelens.analyses.contributions.first_order import contributions
+from stagelens.analyses.contributions.observed import seen_words
+from stagelens.charts.steps import step_contributions
+from stagelens.charts.style import color_of
 from stagelens.cli import app
 from stagelens.contracts import CARRIED, Example, StageLensError
 from stagelens.effects.computing import boundaries
 from stagelens.tasks import ImageClassification
 from stagelens.tasks.transformer_task import IGNORED
 from stagelens.trust.estimates import best_result
+from tests.support.every_chart import MARGIN
 from tests.support.small_texts import TEXTS, classification, language
 
 ONE = Question(ids=("a",))
@@ -326,3 +332,27 @@ def test_completions_come_back_behind_their_prompts() -> None:
 
 def test_a_task_shows_no_training_data_unless_it_says_so() -> None:
     assert stagelens.Task.examples(ImageClassification(["a"], (1, 1, 1)), object()) is None
+
+
+def test_steps_of_the_opposite_sign_are_told_and_drawn_as_neither() -> None:
+    steps = pd.DataFrame({"step": range(3), "value": [1.0, -0.5, 0.25]})
+    rates = pd.DataFrame({"step": [0], "lr": [0.1]})
+    said = left_open("general", -2.0, 0.75)
+    assert "opposite sign" in said and opposite(-2.0, 0.75) and not opposite(float("nan"), 0.75)
+    colors = [
+        set(step_contributions(steps, rates, MARGIN, "general", effect, "#123456").figure.data[1]
+            .marker.color)
+        for effect in (-2.0, 2.0)
+    ]  # fmt: skip
+    assert colors == [{color_of(0.0)}, {color_of(1.0), color_of(-1.0)}]
+
+
+def test_early_or_late_is_told_by_what_was_measured_within_the_stage() -> None:
+    rows = pd.DataFrame(
+        [("first", 0, 0.0), ("first", 10, 4.0), ("second", 5, 1.0), ("second", 20, 0.5)],
+        columns=["stage", "step", "value"],
+    )
+    said = seen_words(rows, "second", MARGIN, 20)
+    assert "from 4.00 to 0.50; of 2 measured parts it moved most in steps 1 to 5 of 20" in said
+    assert "(−3.00), early." in said
+    assert seen_words(rows, "first", MARGIN, 10) == ""  # its boundaries alone

@@ -9,6 +9,7 @@ import json
 import pkgutil
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from urllib.parse import unquote
 
 import numpy as np
@@ -241,7 +242,10 @@ def test_tiles_of_when_have_the_signs_of_the_chart_below_them(kind: Behaviour) -
     asked = Asked(("a",), kind, "good", float(effects(kind)[1]), EXACT, Question(ids=("a",)))
     effect, together, rest = tiles(asked, 2, float(effects(kind).sum()))
     assert effect[1:] == ("−0.30", "blame, ● exact, by replay")
-    assert together[1] == "+0.20" and together[2].startswith("credit, ")
+    # Of the opposite sign than the effect, so neither credit nor blame.
+    assert together[1] == "+0.20" and together[2].startswith("○ rough, ")
+    agreeing = replace(asked, effect=-asked.effect)
+    assert tiles(agreeing, 2, float(effects(kind).sum()))[1][2].startswith("credit, ")
     assert rest[1] == "−0.50" and "blame" not in rest[2]
     chart = steps.step_contributions(
         pd.DataFrame({"step": [0, 1], "value": effects(kind)}),

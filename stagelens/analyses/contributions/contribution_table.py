@@ -157,11 +157,27 @@ def left_open(stage: str, effect: float, linearised: float) -> str:
     """
     if not abs(effect - linearised) > _LEFT_OPEN * abs(effect):
         return ""
+    if opposite(effect, linearised):
+        return (
+            f"To first order the steps of {stage} add up to the opposite sign of its effect, so "
+            "first order says nothing of credit or blame there, and single steps are drawn as "
+            "neither. For early or late, go by what was seen while the stage trained."
+        )
     return (
         f"To first order the steps of {stage} do not add up to its effect: more than half of it is "
         "not explained, so first order says nothing of its size there. Take what they contributed "
         "as a hint of where to look, not as amounts."
     )
+
+
+def opposite(effect: float, linearised: float) -> bool:
+    """Whether steps add up to the opposite sign of the effect, so that theirs say nothing.
+
+    Args:
+        effect: Of the stage; NaN where it is refused.
+        linearised: What its steps add up to.
+    """
+    return bool(effect * linearised < 0)
 
 
 def asked_digest(ids: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stagelens.contracts import Behaviour
+from stagelens.wording.folding import strongest
 from stagelens.wording.numbers import signed_text
 from stagelens.wording.sentences import Part, Sentence
 from stagelens.wording.trust_words import may_be_finding
@@ -13,6 +14,9 @@ from .means import Mean
 from .sentences import number_text
 from .share_table import ALONE, SHARE, WITHOUT, Shares
 
+MOST = 3
+"""Stages that are told of."""
+
 
 def bridges(
     found: Shares,
@@ -20,7 +24,7 @@ def bridges(
     example: int | None = None,
     only: str | None = None,
 ) -> list[Sentence]:
-    """One sentence per stage whose effect and share have different signs.
+    """One sentence per stage whose effect and share have different signs; of many, the starkest.
 
     Both numbers are right then, and whoever reads only one takes the other for a contradiction.
 
@@ -34,11 +38,13 @@ def bridges(
         found.means(each, chosen) if example is None else found.of_example(each, example)
         for each in (WITHOUT, SHARE, ALONE)
     )
-    return [
-        _sentence(*each, found.behaviour)
+    told = [
+        each
         for each in zip(effects, shares, alone, strict=True)
         if only in (None, each[0].name) and _differ(each[0], each[1], found.behaviour)
     ]
+    kept = strongest((effect.mean - share.mean for effect, share, _ in told), MOST)
+    return [_sentence(*told[at], found.behaviour) for at in kept]
 
 
 def _differ(one: Mean, other: Mean, behaviour: Behaviour) -> bool:

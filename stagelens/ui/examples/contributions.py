@@ -15,6 +15,7 @@ from stagelens.analyses.contributions.contribution_table import (
     contributions_path,
     left_open,
     load_contributions,
+    opposite,
 )
 from stagelens.analyses.contributions.durations import contributions_seconds
 from stagelens.contracts import Behaviour
@@ -152,7 +153,7 @@ def _load(
 
 
 def _offer(workspace: Workspace, asked: Asked) -> None:
-    why = _impossible(workspace, asked)
+    why = impossible(workspace, asked)
     if why is not None:
         st.info(components.plain(why), icon=":material/info:")
         return
@@ -191,7 +192,7 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
         )
 
 
-def _impossible(workspace: Workspace, asked: Asked) -> str | None:
+def impossible(workspace: Workspace, asked: Asked) -> str | None:
     """Why nothing can be computed; None where it can."""
     if not workspace.computable:
         return "Nothing can be computed here without the run's task."
@@ -227,6 +228,7 @@ def tiles(asked: Asked, steps: int, total: float) -> list[tuple[str, str, str]]:
     if asked.trust is not None:
         word = trust_word(asked.trust, behaviour.name)
         mark = f"{MARKS[word]} {word}, by {asked.trust.estimator}"
+    summed = "" if opposite(asked.effect, total) else side(total, behaviour)
     # The rest is a difference of two numbers, and neither credit nor blame.
     return [
         (name, gain_text(value, behaviour), ", ".join(filter(None, notes)))
@@ -235,7 +237,7 @@ def tiles(asked: Asked, steps: int, total: float) -> list[tuple[str, str, str]]:
             (
                 f"its {count_text(steps, 'step')} together",
                 total,
-                (side(total, behaviour), first, "first order"),
+                (summed, first, "first order"),
             ),
             ("not explained to first order", asked.effect - total, (first, "effect minus steps")),
         )

@@ -54,12 +54,12 @@ def waterfall(
     what = readings.DIFFERENCE if reading == SEEN_AFTER else "share"
     title = "Seen after each stage" if reading == SEEN_AFTER else "Share of each stage"
     example = f"example {row['example_id']}"
-    if reading == SHARE:
-        components.sentences(bridges(found, example=place))
     ends = float(found.base[place]), float(found.final[place])
     either = charts.EITHER
     chart = drawing.chart(charts.waterfall, means, *ends, behaviour, either, example, what)
     st.html(components.heading_html(title))
+    if reading == SHARE and (opposed := bridges(found, example=place)):
+        components.sentences(opposed)
     components.show(
         chart,
         "example-waterfall",

@@ -52,7 +52,8 @@ def training_data_tab(
         return
     contributions.first_order(found, asked)
     rows = found.part("example", asked.stage)
-    _parts(found, asked, rows)
+    whole = _whole(found, asked.stage)
+    _parts(found, asked, rows, whole)
     gains = gain(rows["value"], asked.behaviour)
     # Stable, so that equal contributions come in one order on every visit.
     helped = rows[gains > 0].sort_values("value", key=abs, ascending=False, kind="stable")
@@ -71,12 +72,18 @@ def training_data_tab(
         ):
             with grid.cell():
                 st.subheader(title, anchor=False)
-                _disagreeing(side.head(SHOWN), rows)
-                _cards(found, asked, side.head(count), color)
+                _disagreeing(side.head(count), rows)
+                _cards(found, asked, side.head(count), color, whole)
     _table(rows, asked)
 
 
-def _parts(found: Stored, asked: Asked, rows: pd.DataFrame) -> None:
+def _whole(found: Stored, stage: str) -> float | None:
+    """What percentages on cards are of; None where they would say nothing."""
+    total, sizes = found.linearised(stage), found.part("example", stage)["value"].abs()
+    return total if abs(total) >= _LEAST * sizes.sum() else None
+
+
+def _parts(found: Stored, asked: Asked, rows: pd.DataFrame, whole: float | None) -> None:
     """What the sum is made of."""
     carried = float(found.part("carried", asked.stage)["value"].sum())
     behaviour = asked.behaviour
@@ -85,7 +92,9 @@ def _parts(found: Stored, asked: Asked, rows: pd.DataFrame) -> None:
         f"{count_text(len(rows), 'training example')}: {of_examples}; {CARRIED}: "
         f"{gain_text(carried, behaviour)}. {POSITIVE_IS} To first order, with the "
         "optimiser's denominators and clipping held; uses of one example at several steps are "
-        "added up. Percentages are of all steps together."
+        "added up."
+        + ("" if whole is None else " Percentages are of all steps together.")
+        + (" Images are shown as the model saw them." if found.facts.kind == "image" else "")
     )
 
 
@@ -95,8 +104,8 @@ def _disagreeing(side: pd.DataFrame, rows: pd.DataFrame) -> None:
         return
     here, all_rows = (int(_differs(each).sum()) for each in (side, rows))
     components.text_block(
-        f"{here} of {len(side)} carry a label that is not the final model's answer; in the whole "
-        f"stage {all_rows} of {len(rows):,}.",
+        f"{here} of these {len(side)} carry a label that is not the final model's answer; in the "
+        f"whole stage {all_rows} of {len(rows):,}.",
         muted=True,
     )
 
@@ -107,16 +116,16 @@ def _differs(rows: pd.DataFrame) -> pd.Series:
     return known & (rows["label"] != rows["answer"]).fillna(False)
 
 
-def _cards(found: Stored, asked: Asked, rows: pd.DataFrame, color: str) -> None:
+def _cards(
+    found: Stored, asked: Asked, rows: pd.DataFrame, color: str, whole: float | None
+) -> None:
     if rows.empty:
         components.text_block("None.", muted=True)
         return
     width = "12em" if found.facts.kind == "image" else "100%"
-    total, sizes = found.linearised(asked.stage), found.part("example", asked.stage)["value"].abs()
-    share = total if abs(total) >= _LEAST * sizes.sum() else None
     differs = _differs(rows)
     cards = "".join(
-        _card(row, bool(other), asked.behaviour, share, color)
+        _card(row, bool(other), asked.behaviour, whole, color)
         for row, other in zip(rows.to_dict("records"), differs, strict=True)
     )
     st.html(
@@ -146,7 +155,9 @@ def _card(
         others = components.shown(short(row["other_labels"], 60))
         lines.append(f"≠ also with label <b><bdi>{others}</bdi></b>")
     uses = int(row["uses"])  # type: ignore[call-overload]
-    place = f"step {row['step']:,}" if uses == 1 else f"{uses:,} uses, from step {row['step']:,}"
+    # Recorded batches have no ids: where an example was first used names it, here and in the table.
+    first = f"step\u00a0{row['step']:,}, place\u00a0{row['position']}"
+    place = first if uses == 1 else f"{uses:,}\u00a0uses, first: {first}"
     lines.append(f"<span style='opacity:.75'>{place}</span>")
     image = isinstance(row["content"], bytes) and row["content"].startswith(_PNG)
     direction = "row" if image else "column"

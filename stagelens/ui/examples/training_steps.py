@@ -7,6 +7,7 @@ import streamlit as st
 
 from stagelens import charts
 from stagelens.analyses.contributions.contribution_table import Stored
+from stagelens.analyses.contributions.observed import seen_words
 from stagelens.charts.steps import observed_path, step_contributions
 from stagelens.contracts import BASE
 from stagelens.report.provenance import FIRST_ORDER, RECORDED
@@ -61,7 +62,7 @@ def training_steps_tab(
     components.text_block(
         "To first order: the derivative of the final behaviour along each recorded update, with "
         "all later steps carried through. Up and blue: better because of the step; down and "
-        "orange: worse.",
+        "orange: worse; grey where the steps add up to the opposite sign of the stage's effect.",
         muted=True,
     )
 
@@ -77,6 +78,14 @@ def _observed(workspace: Workspace, asked: Asked, found: Stored | None) -> None:
     chart = drawing.chart(observed_path, rows, asked.behaviour, counts, charts.EITHER)
     about = About(behaviour=asked.behaviour.name, observed=RECORDED, filters=asked.filters)
     components.show(chart, "observed-path", about)
+    if said := seen_words(rows, asked.stage, asked.behaviour, counts[asked.stage]):
+        components.text_block(said)
+    elif found is None and contributions.impossible(workspace, asked) is None:
+        components.text_block(
+            "Measured at boundaries only: computing the contributions below also measures the "
+            "checkpoints that were recorded within stages.",
+            muted=True,
+        )
     # Several examples have a mean behaviour, but no answer in common.
     if len(asked.ids) == 1:
         ends = rows[rows["step"].isin([0]) | (rows["step"] == rows["stage"].map(counts))]

@@ -50,7 +50,8 @@ def left_unsaid(
         return
     chosen = reading_shares.chosen(workspace.at, workspace.examples.name, by, group)
     components.text_block(sentences.rest_sentence(found, chosen), muted=True)
-    components.sentences(bridges(found, chosen))
+    if opposed := bridges(found, chosen):
+        components.sentences(opposed)
 
 
 def adding_up(

@@ -44,9 +44,12 @@ def table(view: RemovalView, compared: Compared, edit: Edit) -> None:
         page = st.pagination(pages, key=f"remove-page-{kind}", max_visible_pages=5)
     start = (page - 1) * browse.PAGE_SIZE
     _flip_table(view, shown.iloc[start : start + browse.PAGE_SIZE], edit)
+    order = "the surest answers of the edited model first"
+    if shown["change"].nunique(dropna=False) > 1:
+        order = f"broken ones first, and of each kind {order}"
     st.caption(
-        f"Showing {start + 1} to {min(start + browse.PAGE_SIZE, len(shown))} of {len(shown)}, the "
-        "surest answers of the edited model first. An id opens the example on the Examples page."
+        f"Showing {start + 1} to {min(start + browse.PAGE_SIZE, len(shown))} of {len(shown)}, "
+        f"{order}. An id opens the example on the Examples page."
     )
 
 
