@@ -122,6 +122,10 @@ def _drawn(interval: Interval | None, behaviour: Behaviour) -> tuple[float, floa
     return interval.gains(behaviour)
 
 
+_NOISY = "± within training noise"
+"""Said of an effect on one example that another order of the batches might turn round."""
+
+
 def sign_note(trust: StageTrust | None, behaviour: Behaviour, interval: Interval | None) -> str:
     """Why bars of a stage, or of one example, are neither credit nor blame; empty where they are.
 
@@ -202,14 +206,11 @@ def example_effects(
     gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
     within = [is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
     intervals = example_intervals(effects, behaviour)
-    notes = [
-        sign_note(trust.get(stage), behaviour, interval)
-        for stage, interval in zip(stages, intervals, strict=True)
-    ]
+    notes = notes_of_one(stages, intervals, within, behaviour, trust)
     hovers = [
         f"<b>{escaped(stage)}</b><br>without it: {phrase(behaviour)} "
         f"{_change(-behaviour.sign * gain, behaviour)}{error_text(interval, behaviour, '<br>')}"
-        + (f"<br>{note}" if note else "")
+        + (f"<br>{note}" if note and note != _NOISY else "")
         for stage, gain, interval, note in zip(stages, gains, intervals, notes, strict=True)
     ]
     bars = [
@@ -231,6 +232,20 @@ def example_effects(
     more = len(every) - len(effects)
     said = said_of_one(stages, gains, within, notes, behaviour, trust, more, towards)
     return Chart(figure, said, every)
+
+
+def notes_of_one(
+    stages: Sequence[str],
+    intervals: Sequence[Interval | None],
+    within: Sequence[bool],
+    behaviour: Behaviour,
+    trust: Mapping[str, StageTrust],
+) -> list[str]:
+    """:func:`sign_note` of each stage on one example, where noise makes neither, too."""
+    return [
+        sign_note(trust.get(stage), behaviour, interval) or (_NOISY if noisy else "")
+        for stage, interval, noisy in zip(stages, intervals, within, strict=True)
+    ]
 
 
 def example_intervals(effects: pd.DataFrame, behaviour: Behaviour) -> list[Interval | None]:
@@ -265,7 +280,7 @@ def said_of_one(
             if not np.isfinite(gain)
             else f"{_side(gain, note, towards)} {amount_text(gain, behaviour)}"
         )
-        + told(trust.get(stage), behaviour, noisy)
+        + told(trust.get(stage), behaviour, noisy and note != _NOISY)
         for stage, gain, noisy, note in zip(stages, gains, within, notes, strict=True)
     )
     rest = f" {more:,} more stages have smaller effects." if more else ""

@@ -19,7 +19,7 @@ from stagelens.wording.numbers import axis_unit, is_share, scaled, signed_text
 from stagelens.wording.signs import marked
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
 
-from .bars import error_text, example_intervals, said_of_one, sign_note
+from .bars import error_text, example_intervals, notes_of_one, said_of_one
 from .diverging_bars import FAINT, SHORT_NOISE, direction_texts, is_true
 from .style import BLAME, CREDIT, INK, NEITHER, PAPER, PUSH, ZERO, see_through, short, written
 from .tokens import Markup
@@ -62,10 +62,7 @@ def effect_bars(
     gains = [behaviour.sign * float(effect) for effect in effects["effect"]]
     within = [is_true(one) for one in effects.get("within_noise", [None] * len(stages))]
     intervals = example_intervals(effects, behaviour)
-    notes = [
-        sign_note(trust.get(stage), behaviour, interval)
-        for stage, interval in zip(stages, intervals, strict=True)
-    ]
+    notes = notes_of_one(stages, intervals, within, behaviour, trust)
     sizes = [abs(scaled(gain, behaviour)) for gain in gains if isfinite(gain)]
     if largest is not None:
         sizes = [abs(scaled(largest, behaviour))]

@@ -63,6 +63,9 @@ def test_what_may_not_be_leaned_on_is_faint_and_named() -> None:
     drawn = charts.effect_bars(table(noisy=(1,)), LOSS, known).html
     assert [opacity for *_, opacity in bars(drawn)] == [1.0, 0.4, 1.0]
     assert "refused: no number" in drawn and "≈ within noise" in drawn and "rough" in drawn
+    noise = charts.effect_bars(table([-2.0], noisy=(0,)), LOSS, {})
+    assert charts.CREDIT not in noise.html and "± 2.00" in noise.html  # no finding, so neither
+    assert noise.alt.count("within training noise") == 1 and "credit" not in noise.alt
 
 
 @pytest.mark.parametrize(("largest", "width"), [(4.0, 25.0), (1.0, 50.0), (None, 50.0)])

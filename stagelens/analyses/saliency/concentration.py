@@ -12,6 +12,7 @@ from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.sentences import Part, Sentence
+from stagelens.wording.trust_words import trust_word
 
 from .map_table import Map
 from .spans import words_of
@@ -137,4 +138,6 @@ def where_most(
         Part(f"“{found.name}”" if texts else found.name, "group"),
         Part(f", which is {100 * found.expected:.0f} % of the {place}."),
     )
-    return Sentence(parts, trust, behaviour.name)
+    # How a map divides an exact effect is a matter of its baseline, and not exact.
+    exact = trust is not None and trust_word(trust, behaviour.name) == "exact"
+    return Sentence(parts, None if exact else trust, behaviour.name)

@@ -161,7 +161,8 @@ def _unsigned(trust: Mapping[str, StageTrust]) -> str:
 def _noise(workspace: Workspace, shown: pd.DataFrame) -> str:
     """The legend of effects within training noise, where noise is known for any."""
     known = any(shown[noise_column(stage)].notna().any() for stage in workspace.stages)
-    return "≈ within training noise, so not a finding. " if known else ""
+    said = "≈ within training noise (below 2 noise sd of that very example), so not a finding. "
+    return said if known else ""
 
 
 def _picked(key: str, ids: Sequence[str]) -> str | None:

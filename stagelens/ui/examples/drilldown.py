@@ -97,6 +97,7 @@ def _input(workspace: Workspace, chosen: Chosen, example_id: str, row: pd.Series
     else:
         _texts(workspace, example_id)
     st.html(f"<div style='display:flex;flex-wrap:wrap;gap:1em'>{facts}</div>")
+    components.text_block(_measured_by(workspace, chosen.behaviour), muted=True)
     if workspace.noun == "image":
         canvas.button(workspace, example_id)
 
@@ -233,6 +234,17 @@ def _facts(workspace: Workspace, behaviour: Behaviour, row: pd.Series) -> str:
         "align-content:start;gap:.3em 1em;font-size:.9em;overflow:hidden'>"
         f"{lines}</div>"
     )
+
+
+def _measured_by(workspace: Workspace, behaviour: Behaviour) -> str:
+    """What the numbers on one example are of, and why not of the behaviour that was chosen."""
+    description = behaviour.description
+    said = f"{phrase(behaviour).capitalize()}: {description[:1].lower()}{description[1:]}"
+    if behaviour.name == "margin":
+        said += " An answer may be right below 0: it has to be the most probable one, no more."
+    if behaviour.name == workspace.bar.behaviour.name:
+        return said
+    return f"{said} It stands for {workspace.bar.behaviour.name}: one example is right or wrong."
 
 
 def sentences(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:

@@ -36,6 +36,7 @@ from stagelens.wording.signs import gain, gain_text
 from stagelens.wording.trust_words import is_trustworthy, percent, signs_known
 
 from . import filters
+from .found_patch import beside_the_map
 from .shown_stage import shown_stage, shown_words
 
 _IMAGES, _TEXTS = 6, 4
@@ -287,6 +288,7 @@ def _headline(
     if said is not None:
         with st.container(border=True):
             components.sentences([said], "1.15rem")
+            beside_the_map(workspace, effects, stage, held)
     elif held:
         components.text_block(f"The maps of {stage} are zero everywhere on these examples.")
 

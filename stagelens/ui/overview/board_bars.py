@@ -19,7 +19,7 @@ from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import MOST, strongest
 from stagelens.wording.intervals import mean_interval
 from stagelens.wording.numbers import is_share, scaled, signed_text
-from stagelens.wording.sentences import mean_sentence
+from stagelens.wording.sentences import is_certain, mean_sentence
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
 
 
@@ -79,7 +79,9 @@ def bars(
             known.append(f"95 %: {low} to {high}")
         column = None if group is None else by
         sentence = str(mean_sentence(row, behaviour, workspace.noun, column, trust))
-        clear = interval is not None and interval.is_clear and not is_true(row["within_noise"])
+        # A mean over draws may be rough and its sign known all the same.
+        sure = is_certain(trust, behaviour) and not is_true(row["within_noise"])
+        clear = sure and interval is not None and interval.is_clear
         rows.append(
             {
                 "clear": clear,
@@ -110,12 +112,12 @@ def bars(
 
 
 def most_to_blame(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The stage with the most blame that can be relied on, and how much; empty where none has any.
+    """The stage with the most blame that is known to be that, and how much; empty without one.
 
     Args:
         rows: Of :func:`bars`.
     """
-    blamed = [row for row in rows if row["side"] == "blame" and row["clear"] and not row["faint"]]
+    blamed = [row for row in rows if row["side"] == "blame" and row["clear"]]
     if not blamed:
         return ""
     worst = min(blamed, key=lambda row: float(row["share"]))
