@@ -208,7 +208,7 @@ class Finding(BaseModel):
 
     @property
     def title(self) -> str:
-        """What it claims: the title that somebody gave, else its first sentence if it is short.
+        """The title that somebody gave, else what it claims.
 
         Without either it is what the finding shows, ``seen.title``.
         """
@@ -216,8 +216,15 @@ class Finding(BaseModel):
 
     @property
     def claim(self) -> str:
-        """Its first sentence without the full stop; empty where there is none, or a long one."""
-        first = str(self.seen.sentences[0]).rstrip(".") if self.seen.sentences else ""
+        """Its first sentence without the full stop; empty where there is none, or a long one.
+
+        A chart about several stages claims nothing: its first sentence is about the stage that
+        comes first in training, whatever stands out.
+        """
+        said = self.seen.sentences
+        if not said or (self.seen.kind == "chart" and len(said) > 1):
+            return ""
+        first = str(said[0]).rstrip(".")
         return first if len(first) <= _LONGEST_CLAIM else ""
 
     @property

@@ -69,6 +69,9 @@ def test_a_chart_of_the_overview_is_kept_as_it_was(open_page, demo_copy: Path) -
     assert kept.rows.columns[0] == "stage" and len(kept.rows.values) == 4
     assert kept.view.page == "" and kept.view.query["group"] == "stamped"
     assert kept.view.query["estimator"] == "replay"
+    pin(app, "headlines")
+    (headlines,) = [one for one in stored(demo_copy).kept if one.seen.kind == "sentences"]
+    assert headlines.title == headlines.claim != "" and headlines.seen.figure is None
 
 
 def test_what_was_measured_and_not_estimated_is_told_apart(open_page, demo_copy: Path) -> None:
@@ -161,6 +164,7 @@ def test_findings_are_shown_with_everything_that_numbers_need(open_page, demo_co
     assert titles(app) == ["1. Finding 0", "2. Finding 1"]
     assert [each.value for each in notes(app)] == ["note 0", "note 1"]
     assert len(figures(app)) == 2
+    assert app.toggle(key="whole").value is True  # pins leave it as it was
     said = words(app)
     assert "Without one, the mean loss on all images would be" in said
     assert "one: verified (" in said
@@ -239,5 +243,5 @@ def test_title_author_and_summary_are_kept_and_a_finding_is_renamed(
     check(app.text_input(key=f"title-{one.id}-1").set_value("It learned the stamp").run())
     assert titles(app) == ["1. It learned the stamp"]
     check(app.text_input(key=f"title-{one.id}-2").set_value("").run())
-    assert titles(app) == [f"1. {one.claim}"]
-    assert stored(demo_copy).kept[0].title == one.claim
+    assert titles(app) == [f"1. {one.title}"]
+    assert stored(demo_copy).kept[0].title == one.title

@@ -24,7 +24,9 @@ def short_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_finding_is_titled_by_what_it_claims_until_somebody_says_otherwise() -> None:
-    one = finding()
+    several = finding()  # whose first sentence is about the first stage, not the strongest
+    assert several.claim == "" and several.title == several.seen.title
+    one = finding(("one",))
     first = str(one.seen.sentences[0]).rstrip(".")
     assert one.title == first != one.seen.title
     article = page_of(as_html(report_of(one))).all("article")[0]

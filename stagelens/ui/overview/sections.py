@@ -21,7 +21,7 @@ from stagelens.trust.draws import RECIPE
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, readings
 from stagelens.ui.pieces.folding import when_opened
-from stagelens.ui.pieces.pinning import About
+from stagelens.ui.pieces.pinning import About, pinnable
 from stagelens.ui.pieces.trust_marks import trust_badges, trust_legend
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
@@ -74,7 +74,10 @@ def headlines(
     with st.container(border=True):
         if not found:
             st.markdown("No stage stands out on this behaviour.")
-        components.sentences(found, size="1.15rem")
+        else:
+            about = About("Headlines", behaviour.name, lambda: found)
+            with pinnable("headlines", None, "Headlines", about):
+                components.sentences(found, size="1.15rem")
         # Over draws of the recipe, intervals stand in the sentences themselves.
         bracketed = any("(95 %" in str(each) or "(interval" in str(each) for each in found)
         brackets = (

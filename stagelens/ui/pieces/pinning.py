@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 import streamlit as st
@@ -68,8 +68,8 @@ _FILTERS = {
 """Query parameter to its name for people, where these differ."""
 
 
-Content: TypeAlias = Chart | pd.DataFrame | Callable[[], Chart]
-"""What can be pinned, or a function that makes it then."""
+Content: TypeAlias = Chart | pd.DataFrame | Callable[[], Chart] | None
+"""What can be pinned, or a function that makes it then; None for sentences alone."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Draft:
     scene: Scene
     about: About
     said: str
-    content: Chart | pd.DataFrame
+    content: Content
     config: Mapping[str, Any]
     query: Mapping[str, str]
 
@@ -160,7 +160,7 @@ def pinnable(
     about: About | None,
     config: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """The place of a chart or table, with its button beside it.
+    """The place of a chart, a table or sentences, with its button beside it.
 
     Args:
         key: Of the chart or table; no other on the page has it.
@@ -233,14 +233,17 @@ def _seen(draft: Draft) -> Seen:
         found = loaders.effects(scene.at, scene.set_name, estimate)
         known = {} if found is None else found.trust
         trust = [known[stage.name] for stage in run.stages if stage.name in known]
-    if isinstance(draft.content, pd.DataFrame):
+    kind: Literal["chart", "table", "sentences"] = "table"
+    if draft.content is None:
+        kind, figure, rows = "sentences", None, Rows()
+    elif isinstance(draft.content, pd.DataFrame):
         figure, rows = None, _rows(draft.content, draft.config)
     else:
-        chart = draft.content
+        kind, chart = "chart", draft.content
         figure, rows = kept(chart if isinstance(chart, Chart) else chart())
     return Seen(
         id=new_id(),
-        kind="table" if figure is None else "chart",
+        kind=kind,
         title=draft.title,
         said=draft.said,
         sentences=tuple(about.sentences()),

@@ -67,7 +67,7 @@ def export(workspace: Workspace, found: Findings, cover: Cover) -> None:
     with st.container(border=True):
         whole = st.toggle(
             "Start with the run's own report",
-            value=not found.kept,
+            value=True,
             key="whole",
             disabled=not measured,
             help="Headlines, credit and blame, stages, group gaps, found features and trust on "
