@@ -136,7 +136,7 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     screenshot(page, "report-page")
     check_narrow(page, "report")
     page.get_by_role("button", name="Up", exact=True).nth(2).click()
-    expect(heads.nth(1)).to_have_text(re.compile(r"2\. Effect of each stage on example stamped-001"))
+    expect(heads.nth(1)).to_have_text(re.compile(r"2\. Effect of each stage on example"))
     settle(page)
     note = page.get_by_role("textbox", name="Note").nth(1)
     note.fill("One of many.")

@@ -61,7 +61,7 @@ def _sign(one: Mean, behaviour: Behaviour) -> str:
 
 
 def _sentence(effect: Mean, share: Mean, alone: Mean, behaviour: Behaviour) -> Sentence:
-    parts = (
+    parts: tuple[Part, ...] = (
         Part(effect.name, "stage"),
         Part(
             " gets numbers of opposite sign, and both hold: taken out of the final model, where "
