@@ -18,6 +18,7 @@ from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import StageLensError
 
 from . import (
+    answering,
     answering_for,
     attributing,
     carding,
@@ -61,6 +62,7 @@ for group in (
     reporting,
     carding,
     sharing,
+    answering,
     answering_for,
     checking,
     sizing,

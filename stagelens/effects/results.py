@@ -99,7 +99,7 @@ class ResultFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["effects", "boundaries"]
+    kind: Literal["effects", "boundaries", "scores"]
     run_digest: str
     set_name: str
     set_digest: str
@@ -221,7 +221,7 @@ def stored_results(run: Run, set_name: str) -> list[ResultFacts]:
 def load_result(
     run: Run,
     examples: str | EvaluationSet,
-    kind: Literal["effects", "boundaries"],
+    kind: Literal["effects", "boundaries", "scores"],
     estimator: str = "",
     settings: dict[str, Any] | None = None,
     coded: bool = False,
@@ -269,7 +269,7 @@ def load_result(
                 only = {"behaviour": name}
                 rows = file.metadata.num_rows // len(measured) if name in measured else 0
                 if stage is not None:
-                    only["stage" if kind == "effects" else "boundary"] = stage
+                    only["boundary" if kind == "boundaries" else "stage"] = stage
                     rows = examples.count
                 table = _read_only(file, only, wanted)
                 # Page checksums do not cover the statistics that say where rows are.
@@ -278,7 +278,7 @@ def load_result(
     except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):  # if it is damaged
         return None
     own = _key(facts.kind, facts.run_digest, facts.set_digest, facts.estimator, facts.settings)
-    if own != key or not set(EFFECT_COLUMNS if kind == "effects" else BOUNDARY_COLUMNS) <= known:
+    if own != key or not set(BOUNDARY_COLUMNS if kind == "boundaries" else EFFECT_COLUMNS) <= known:
         return None  # another file was stored or copied under this name
     if coded and behaviour is None:
         table = _coded_ids(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from torch import nn
@@ -38,9 +38,16 @@ class Question:
 
 
 def multiple_choice(norm: Norm = "none") -> Scorer:
-    """The scorer that :func:`chosen` fills in: no rule on an answer, but on likelihoods."""
+    """Whether the choice that a model finds most likely is the reference; see :func:`chosen`.
+
+    Raises:
+        TaskError: There is no such norm.
+    """
+    if norm not in get_args(Norm):
+        raise TaskError(f"norm={norm!r}; give one of {', '.join(get_args(Norm))}")
     return Scorer(
         "multiple-choice",
+        lambda prompt, answer, reference: None if reference is None else answer == reference,
         description="1 where the right answer is the most likely one of those to choose from, "
         "0 where another is.",
         settings={"norm": norm},

@@ -1,0 +1,216 @@
+"""The command that has models answer prompts, and scores what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+
+from stagelens.contracts import Scorer, StageLensError
+from stagelens.effects.results import Result
+from stagelens.estimators.stage_trust import REPLAY
+from stagelens.measuring import scorers
+from stagelens.wording.trust_words import trust_word
+
+from .options import (
+    BudgetOption,
+    DeviceOption,
+    ExactStagesOption,
+    LeafOption,
+    ObjectiveOption,
+    OptimizerOption,
+    ProgressFile,
+    RunFolder,
+    SetOption,
+    TaskOption,
+    chosen_settings,
+    opened_with,
+    own_file,
+)
+from .table_files import check_table_file, write_table
+from .terminal import Reporter, Table, print_effects, print_table, say
+
+commands = typer.Typer()
+
+_CHOICE = "multiple-choice"
+
+
+@commands.command(
+    epilog="Examples: stagelens answer runs/chat --set prompts --scorer exact --scorer refusal   "
+    "stagelens answer runs/chat --set sums --scorer numeric --samples 4 --stop '\\n\\n'   "
+    "stagelens answer runs/chat --set prompts --scorer 'regex:pattern=^yes'"
+)
+def answer(
+    run: RunFolder,
+    set_name: SetOption = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:KEY=VALUE]",
+            help="A scorer, with a setting (or NAME:{JSON} for several); may be given several "
+            f"times. {', '.join(scorers.BUILT_IN)}, {_CHOICE}, or one that is installed.",
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
+    samples: Annotated[
+        int, typer.Option(help="Answers per prompt that are sampled; 0 for a greedy one.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of the samples; each prompt has its own noise.")] = 0,
+    temperature: Annotated[float, typer.Option(help="Of the samples.")] = 1.0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="A text that ends an answer, \\n for a line's end; several times."),
+    ] = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            help="How the models without a stage are obtained; by default replay where steps are "
+            "recorded, else task-vector."
+        ),
+    ] = None,
+    budget: BudgetOption = None,
+    exact_stages: ExactStagesOption = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage; may be given several times.")
+    ] = None,
+    leaf: LeafOption = None,
+    task: TaskOption = None,
+    objective: ObjectiveOption = None,
+    optimizer: OptimizerOption = None,
+    device: DeviceOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write every model's answers and scores to a .parquet or .csv file."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    progress: ProgressFile = None,
+) -> None:
+    """Have the final model, and those after and without each stage, answer a set of prompts."""
+    check_table_file(out)
+    wanted = [_scorer(given) for given in scorer or []]
+    choosing = [each for each in wanted if each.name == _CHOICE]
+    if choosing and len(wanted) > len(choosing):
+        raise StageLensError(
+            f"{_CHOICE} compares likelihoods and generates no answers; score it by a command of "
+            "its own"
+        )
+    if len(choosing) > 1:
+        raise StageLensError(f"give {_CHOICE} once, with one norm")
+    with Reporter(own_file(progress)).running() as report:
+        opened = opened_with(run, task)
+        _ = opened.last
+        examples = opened.evaluation_set(set_name)
+        from stagelens.effects import answers, scores
+        from stagelens.estimators.registry import default_estimator, find
+        from stagelens.measuring.generation import Generation
+
+        stops = tuple(text.replace("\\n", "\n") for text in stop or [])
+        how: answers.How = Generation(max_tokens, samples, seed, temperature, stops)
+        if choosing:
+            how = answers.Choosing(choosing[0].settings["norm"])
+        usual = REPLAY if find(REPLAY).possible(opened) else default_estimator(opened)
+        found = answers.answer(
+            opened,
+            examples.name,
+            how,
+            estimator or usual,
+            chosen_settings(budget, exact_stages),
+            stage or None,
+            report,
+        )
+        results = [scores.scored(opened, examples.name, found, how, each) for each in wanted]
+        there = [scores.boundary_scores(opened, examples.name, found, each) for each in wanted]
+    if as_json:
+        say(json.dumps(_json(found.models, results, there), indent=1))
+    else:
+        _print(found.models, results, there)
+    if out is not None:
+        write_table(out, _every(found.models))
+
+
+def _scorer(given: str) -> Scorer:
+    name, _, rest = given.partition(":")
+    settings: dict[str, Any] = {}
+    if rest.startswith("{"):
+        try:
+            settings = dict(json.loads(rest))
+        except (ValueError, TypeError) as error:
+            raise StageLensError(f"--scorer {given}: its settings are no JSON ({error})") from None
+    elif rest:
+        key, equals, value = rest.partition("=")
+        if not equals:
+            raise StageLensError(f"--scorer {given}: give a setting as NAME:KEY=VALUE")
+        settings = {key: value}
+    if name == _CHOICE:
+        from stagelens.measuring.choices import multiple_choice
+
+        return multiple_choice(**settings)
+    return scorers.find_scorer(name, settings)
+
+
+def _every(models: Any) -> pd.DataFrame:
+    """One row per model, prompt and sample."""
+    blocks = [table.assign(model=name) for name, table in models.items()]
+    table = pd.concat(blocks, ignore_index=True)
+    return table[["model", *(name for name in table if name != "model")]]
+
+
+def _print(models: Any, results: list[Result], there: list[dict[str, np.ndarray]]) -> None:
+    final = models["final"]
+    many = final["example_id"].nunique()
+    changed = Table(title=f"Answers to {many:,} prompts that differ from the final model's")
+    changed.add_column("model")
+    changed.add_column("first answers that differ", justify="right")
+    first = _first(final)
+    for name, table in models.items():
+        if name != "final":
+            own = _first(table).reindex(first.index)
+            changed.add_row(name.replace(":", " "), f"{int((own != first).sum()):,}")
+    print_table(changed)
+    for result, at in zip(results, there, strict=True):
+        print_effects(result)
+        name = next(iter(result.behaviours))
+        means = [f"{boundary} {_mean(values)}" for boundary, values in at.items()]
+        say(f"Mean {name} at each boundary: {', '.join(means)}.")
+
+
+def _first(table: pd.DataFrame) -> pd.Series:
+    return table[table["sample"] == 0].set_index("example_id")["answer"]
+
+
+def _mean(values: np.ndarray) -> str:
+    known = values[np.isfinite(values)]
+    return f"{known.mean():.3f}" if len(known) else "-"
+
+
+def _json(models: Any, results: list[Result], there: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    scored = []
+    for result, at in zip(results, there, strict=True):
+        (kind,) = result.facts.behaviours
+        means = result.table.groupby("stage", sort=False)["effect"].mean()
+        stages = [
+            {"stage": one, "effect": _number(means[one]), "trust": trust_word(trust)}
+            for one, trust in result.trust.items()
+        ]
+        boundaries = {
+            name: _number(np.nanmean(v) if np.isfinite(v).any() else np.nan)
+            for name, v in at.items()
+        }
+        scored.append(
+            {
+                "behaviour": kind.name,
+                "better": kind.better,
+                "settings": result.facts.settings,
+                "boundaries": boundaries,
+                "stages": stages,
+            }
+        )
+    return {"models": list(models), "scores": scored}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,142 @@
+"""Scores of stored answers: effect tables of the behaviour ``score:NAME``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stagelens.contracts import BASE, Answered, Behaviour, Scorer
+from stagelens.estimators.expected_error import judged_replay
+from stagelens.runs.run import Run
+
+from .answers import VERSION, Answers, How, prompts_of, references_of
+from .results import EFFECT_COLUMNS, BehaviourFacts, Result, ResultFacts, save_result
+
+
+def scored(run: Run, set_name: str, answers: Answers, how: How, scorer: Scorer) -> Result:
+    """The scores of stored answers as an effect table, which is stored beside those of likelihoods.
+
+    A score is the mean over a prompt's samples; ``sd`` and ``sd_without`` are their standard
+    deviations, NaN where there is one. Answers in the table are the first ones.
+
+    Args:
+        run: The run.
+        set_name: The set of prompts.
+        answers: Of :func:`answer`.
+        how: As given there.
+        scorer: Part of the table's key, as are the settings of both.
+    """
+    examples = run.evaluation_set(set_name)
+    prompts, references = prompts_of(examples), references_of(examples)
+    values = {
+        name: _scores(table, scorer, prompts, references) for name, table in answers.models.items()
+    }
+    own = examples.table()
+    final, kind = values["final"], scorer.behaviour
+    blocks, trusts = [], []
+    for stage, trust in answers.trust.items():
+        there = values.get(f"without:{stage}")
+        repeated = values.get(f"repeated:{stage}")
+        if there is not None and repeated is not None:
+            pair = [each["value"].to_numpy() for each in (final, repeated)]
+            known = np.isfinite(pair[0]) & np.isfinite(there["value"].to_numpy())
+            effect = (pair[0] - there["value"].to_numpy())[known]
+            trust = judged_replay(trust, pair[0][known], pair[1][known], effect, kind.name)
+            there = None if trust.trust == "refused" else there
+        trusts.append(trust)
+        blocks.append(_block(own, examples.name, stage, answers.estimator, kind, final, there))
+    facts = ResultFacts(
+        kind="scores",
+        run_digest=run.digest,
+        set_name=examples.name,
+        set_digest=examples.digest,
+        estimator=answers.estimator,
+        settings=score_settings(answers.settings, how, scorer),
+        behaviours=[BehaviourFacts.of(kind)],
+        stages=trusts,
+    )
+    result = Result(facts, pd.concat(blocks, ignore_index=True))
+    save_result(run, result)
+    return result
+
+
+def score_settings(settings: Mapping[str, Any], how: How, scorer: Scorer) -> dict[str, Any]:
+    """The settings under which a table of scores is stored."""
+    return {**settings, "answers": {"version": VERSION, **how.facts}, "scorer": scorer.facts}
+
+
+def boundary_scores(
+    run: Run, set_name: str, answers: Answers, scorer: Scorer
+) -> dict[str, np.ndarray]:
+    """Boundary to the (N,) scores there, in training order; the last is the final model's."""
+    examples = run.evaluation_set(set_name)
+    prompts, references = prompts_of(examples), references_of(examples)
+    names = {name: f"after:{name}" for name in (BASE, *(s.name for s in run.stages[:-1]))}
+    names[run.last.name] = "final"
+    return {
+        boundary: _scores(answers.models[name], scorer, prompts, references)["value"].to_numpy()
+        for boundary, name in names.items()
+        if name in answers.models
+    }
+
+
+def _scores(
+    table: pd.DataFrame,
+    scorer: Scorer,
+    prompts: Mapping[str, str],
+    references: Mapping[str, str | None],
+) -> pd.DataFrame:
+    """One row per prompt, in the set's order: ``value``, ``sd`` and the first ``answer``."""
+    known = table[table["answer"].notna()]
+    rows = [
+        Answered(name, prompts[name], text, references[name])
+        for name, text in zip(known["example_id"], known["answer"], strict=True)
+    ]
+    values = pd.Series(scorer.scores(rows), index=known.index, dtype=float)
+    grouped = values.groupby(known["example_id"], sort=False)
+    # A sample that cannot be scored leaves its prompt without a score, not with that of others.
+    whole = grouped.agg(lambda own: own.mean(skipna=False))
+    first = table[table["sample"] == 0].set_index("example_id")["answer"]
+    found = pd.DataFrame({"value": whole, "sd": grouped.std()}, index=list(prompts))
+    return found.assign(answer=first.reindex(found.index))
+
+
+def _block(
+    own: pd.DataFrame,
+    set_name: str,
+    stage: str,
+    estimator: str,
+    kind: Behaviour,
+    final: pd.DataFrame,
+    there: pd.DataFrame | None,
+) -> pd.DataFrame:
+    """The rows of one stage, without numbers where it was refused."""
+    nothing = np.full(len(own), np.nan)
+    value = final["value"].to_numpy()
+    without = nothing if there is None else there["value"].to_numpy()
+    answers = pd.Series(final["answer"].to_numpy(), dtype="object")
+    theirs = None if there is None else there["answer"].to_numpy()
+    frame = pd.DataFrame(
+        {
+            "set": set_name,
+            "example_id": own["example_id"],
+            "stage": stage,
+            "behaviour": kind.name,
+            "final": value,
+            "without": without,
+            "effect": value - without,
+            "estimator": estimator,
+            "prediction": answers,
+            "prediction_without": pd.Series(theirs, index=answers.index, dtype="object"),
+            "confidence": nothing,
+            "confidence_without": nothing,
+            "within_noise": pd.array([None] * len(own), dtype="boolean"),
+        },
+        columns=list(EFFECT_COLUMNS),
+    )
+    frame["sd"] = final["sd"].to_numpy()
+    frame["sd_without"] = nothing if there is None else there["sd"].to_numpy()
+    return frame.join(own.drop(columns="example_id"))
