@@ -45,6 +45,7 @@ from .held_gradients import GradientHolder, Gradients
 from .noted_step import NotedStep
 from .stage_start import StageStart
 from .step_comparison import At, check_gradients, check_losses, check_update
+from .update_in_parts import by_tensor, check_update_in_parts
 
 _LARGEST_GAP = 500
 """Most steps between two checks: a change is told that soon, at under a hundredth of the cost."""
@@ -127,6 +128,7 @@ class CheckedSteps:
         self._repeats = start.device.type == "cpu"
         self._two_sets = two_sets(self._own_optimizer)  # it cannot switch without its state
         self._length = _STRETCH if size <= _SMALL_BYTES else 1
+        self._in_parts = self._length == 1 and by_tensor(self._own_optimizer)
         self._copies: list[WeightsCopy] = []
         self._state_copies = StateCopies()
         # Not torch's generator, which belongs to the training.
@@ -269,20 +271,21 @@ class CheckedSteps:
             prepare(self._twin, rules)
         load_into(self._twin, stretch.model)
         forget_state(self._own_optimizer)
-        if stretch.optimizer is not None:
+        whole = stretch.optimizer is not None and not self._in_parts
+        if stretch.optimizer is not None and whole:
             load_optimizer(self._own_optimizer, self._own_names, stretch.optimizer)
         unseen = 0
         with _random_state_kept(next(self._twin.parameters()).device), torch.enable_grad():
             for step, gradients in zip(stretch.steps, stretch.gradients, strict=True):
                 at = replace(self._at(step), unseen=unseen)
-                self._run(step, gradients, rules, at)
+                self._run(step, gradients, rules, at, stretch.optimizer is not None)
                 unseen = unseen or (at.step if gradients is None else 0)
-                if stretch.optimizer is not None:
+                if whole:
                     update(self._own_optimizer)
-            if stretch.optimizer is not None:
+            if whole:
                 call_all(self._own_optimizer, calls)
             if stretch.optimizer is not None and updated and step.record.step == self._newest:
-                self._check_update(stretch.model, at)
+                self._check_update(TrainingState(stretch.model, stretch.optimizer), at)
         self._twin.zero_grad()
         forget_state(self._own_optimizer)  # twice the model's size, for most of the training
         # Drawn, so that checks do not fall in with the periods of a loop.
@@ -308,8 +311,18 @@ class CheckedSteps:
         # Of a larger model rarely, and there is no room to keep copies.
         return (self._state_copies if self._length > 1 else StateCopies()).copied(state)
 
-    def _run(self, step: NotedStep, gradients: Gradients | None, rules: StepRules, at: At) -> None:
-        """Run a step on the second model, and compare its loss and gradient."""
+    def _run(
+        self,
+        step: NotedStep,
+        gradients: Gradients | None,
+        rules: StepRules,
+        at: At,
+        updates: bool,
+    ) -> None:
+        """Run a step on the second model, and compare its loss and gradient.
+
+        With ``updates`` the model is left with the gradients that the optimiser received.
+        """
         record = step.as_replayed()
         self._twin.zero_grad()
         try:
@@ -332,16 +345,25 @@ class CheckedSteps:
             seen = {name: gradient for name, gradient in pairs if gradient is not None}
             self._repeats &= check_gradients(own, seen, rules, len(losses), at)
             # The update is made from what the optimiser received, to the last bit.
-            for name, parameter in self._twin.named_parameters():
-                parameter.grad = seen[name].detach().clone() if name in seen else None
+            for name, parameter in self._twin.named_parameters() if updates else ():
+                # Of the loop's own a copy, since an optimiser may use gradients up.
+                own_copy = Tensor.clone if gradients.watched else Tensor.detach
+                parameter.grad = own_copy(seen[name].detach()) if name in seen else None
         set_group_hyperparameters(self._own_optimizer, record.groups)
 
-    def _check_update(self, before: Mapping[str, Tensor], at: At) -> None:
-        """Compare both states as they are now."""
+    def _check_update(self, before: TrainingState, at: At) -> None:
+        """Compare both states as they are now; where parts are updated, after updating them."""
+        if self._in_parts:
+            seen = TrainingState(
+                model_tensors(self._model), optimizer_tensors(self._optimizer, self._names)
+            )
+            twin, optimizer = self._twin, self._own_optimizer
+            check_update_in_parts(twin, optimizer, before, seen, at, self._place.beside)
+            return
         own = TrainingState(
             model_tensors(self._twin), optimizer_tensors(self._own_optimizer, self._own_names)
         )
-        check_update(before, own, self._seen(), at, self._place.beside)
+        check_update(before.model, own, self._seen(), at, self._place.beside)
 
     def _seen(self) -> TrainingState:
         """The state of the training, where the second model is."""

@@ -165,10 +165,22 @@ def read_start(
     # What has not changed since the previous end is not written twice.
     earlier = base if last is None else last.facts.end
     reference = save_state(run.path, prefix, state, earlier, boundary.renamed)
+    state = _on_disk(run, reference, state)
     device, own = next(model.parameters()).device, tokenising(run.task, settings.tokenizer)
     return StageStart(
         state, reference, boundary, facts, trainable, build_config, built, device, own
     )
+
+
+def _on_disk(run: RunWriter, reference: StateRef, state: TrainingState) -> TrainingState:
+    """The state with its weights read from the file when they are used, which frees their memory.
+
+    What the optimiser keeps stays in memory: at the first stage nothing, at others it is small
+    beside what checking steps takes.
+    """
+    files = CheckedFiles(run.path)
+    files.written(reference.files)
+    return TrainingState(load_model(files, reference), state.optimizer)
 
 
 def _with_parent(error: Unexplained, parent: str | None) -> Unexplained:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stagelens.contracts import RecordingError
 from stagelens.replaying.step import AUTOCAST, OF_KERNELS, StepRules
-from stagelens.runs.states import OptimizerState, TrainingState, difference_of
+from stagelens.runs.states import TrainingState, difference_of
 
 _TOLERANCE = 1e-4
 """Relative; far above rounding in float32, far below the effect of a forgotten setting."""
@@ -213,47 +213,77 @@ def check_update(
     Raises:
         RecordingError: They differ; names where most.
     """
-    gap = change = 0.0
-    worst = ("", -1.0)
-    for name, tensor in after.model.items():
-        # Counters, such as num_batches_tracked, would dominate the norm of the change.
-        if not tensor.is_floating_point() or torch.equal(tensor, own.model[name]):
-            continue
-        difference = float(difference_of(own.model[name], tensor).square().sum())
-        gap += difference
-        worst = max(worst, (name, difference), key=lambda pair: pair[1])
-    if gap:
-        change = sum(
-            float(difference_of(tensor, before[name].to(tensor.device)).square().sum())
-            for name, tensor in after.model.items()
-            if tensor.is_floating_point()
-        )
-    tolerance = max(OF_KERNELS, at.eps**0.5) if beside else _TOLERANCE
-    if math.isfinite(gap) and gap > tolerance**2 * change:
-        if at.step == 1:
-            raise RecordingError(
-                f"the first update is not the optimiser's own (largest difference in {worst[0]}): "
-                "something else changed the model during the step; leave parameters to the "
-                "optimiser"
+    check = UpdateCheck(at, beside)
+    check.add(own, after)
+    check.finish(before, after.model)
+
+
+class UpdateCheck:
+    """:func:`check_update` of some tensors after others.
+
+    Args:
+        at: The step.
+        beside: See there.
+    """
+
+    def __init__(self, at: At, beside: bool = False) -> None:
+        self._at = at
+        self._tolerance = max(OF_KERNELS, at.eps**0.5) if beside else _TOLERANCE
+        self._gap = 0.0
+        self._worst = ("", -1.0)
+        self._other_state: list[str] = []
+
+    def add(self, own: TrainingState, after: TrainingState) -> None:
+        """Compare some tensors, with what the optimiser keeps of them."""
+        for name, tensor in after.model.items():
+            # Counters, such as num_batches_tracked, would dominate the norm of the change.
+            if not tensor.is_floating_point() or torch.equal(tensor, own.model[name]):
+                continue
+            difference = float(difference_of(own.model[name], tensor).square().sum())
+            self._gap += difference
+            self._worst = max(self._worst, (name, difference), key=lambda pair: pair[1])
+        for name in own.optimizer.keys() | after.optimizer.keys():
+            mine, theirs = own.optimizer.get(name, {}), after.optimizer.get(name, {})
+            same = mine.keys() == theirs.keys()
+            if not same or not all(_close(mine[k], theirs[k], self._tolerance) for k in mine):
+                self._other_state.append(name)
+
+    def finish(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+        """Judge what was compared by how far the step moved the model.
+
+        Args:
+            before: Parameters and buffers before the step.
+            after: After it.
+
+        Raises:
+            RecordingError: See :func:`check_update`.
+        """
+        at, change = self._at, 0.0
+        if self._gap:
+            change = sum(
+                float(difference_of(tensor, before[name].to(tensor.device)).square().sum())
+                for name, tensor in after.items()
+                if tensor.is_floating_point()
             )
-        raise RecordingError(
-            f"{at.says('the update')} is not the optimiser's own (largest difference in "
-            f"{worst[0]}): something else changed the model, or the optimiser's state, between the "
-            f"step before and the end of this one; leave both to the optimiser{at.or_before}"
-        )
-    _check_state(own.optimizer, after.optimizer, at, tolerance)
-
-
-def _check_state(own: OptimizerState, after: OptimizerState, at: At, tolerance: float) -> None:
-    for name in sorted(own.keys() | after.keys()):
-        mine, theirs = own.get(name, {}), after.get(name, {})
-        same = mine.keys() == theirs.keys()
-        if same and all(_close(mine[key], theirs[key], tolerance) for key in mine):
-            continue
-        raise RecordingError(
-            f"{at.says('the state of the optimiser')} for {name} is not what the step before left "
-            "and this gradient makes of it: it was changed by hand; load or reset it between stages"
-        )
+        if math.isfinite(self._gap) and self._gap > self._tolerance**2 * change:
+            if at.step == 1:
+                raise RecordingError(
+                    "the first update is not the optimiser's own (largest difference in "
+                    f"{self._worst[0]}): something else changed the model during the step; leave "
+                    "parameters to the optimiser"
+                )
+            raise RecordingError(
+                f"{at.says('the update')} is not the optimiser's own (largest difference in "
+                f"{self._worst[0]}): something else changed the model, or the optimiser's state, "
+                "between the step before and the end of this one; leave both to the optimiser"
+                f"{at.or_before}"
+            )
+        if self._other_state:
+            raise RecordingError(
+                f"{at.says('the state of the optimiser')} for {min(self._other_state)} is not what "
+                "the step before left and this gradient makes of it: it was changed by hand; load "
+                "or reset it between stages"
+            )
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -62,6 +62,15 @@ class CheckedFiles:
             self._checked[reference.path] = _times(path)
         return path
 
+    def written(self, references: Sequence[FileRef]) -> None:
+        """Say that files are as recorded, because this process has just written or compared them.
+
+        Raises:
+            RunError: One is missing, or of another size.
+        """
+        for reference in references:
+            self._checked[reference.path] = _times(self.present(reference))
+
     @contextmanager
     def hashed_beside(self) -> Iterator[None]:
         """Within the block files are hashed while they are used, and all are checked at its end.
