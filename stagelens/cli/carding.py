@@ -66,7 +66,9 @@ def card(
     from stagelens.report.card.page import as_html
     from stagelens.report.card.picture import as_png
 
-    link = link_to(opened.path.name, examples.name, example, behaviour, address, str(run))
+    link = link_to(
+        opened.path.name, examples.name, example, behaviour, address, str(run), opened.leaf
+    )
     made = stored_card(opened, examples.name, example, behaviour, stage, link)
     content = as_png(made) if out.suffix == ".png" else as_html(made).encode()
     with atomic_path(out) as temporary:

@@ -73,8 +73,12 @@ class Run:
     @property
     def title(self) -> str:
         """Its name; with that of the leaf, where it has several models."""
-        several = len(self.lineage.ends) > 1 and self.stages
-        return f"{self.name}, leaf {self.last.name}" if several else self.name
+        return f"{self.name}, leaf {self.leaf}" if self.leaf else self.name
+
+    @property
+    def leaf(self) -> str:
+        """The stage whose model this is, where the run has several models; else empty."""
+        return self.last.name if len(self.lineage.ends) > 1 and self.stages else ""
 
     @cached_property
     def digest(self) -> str:

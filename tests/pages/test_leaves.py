@@ -12,6 +12,7 @@ import stagelens
 from stagelens.analyses.lineages.soup import credit
 from stagelens.effects.computing import attribute, boundaries
 from stagelens.ui.pieces import components
+from stagelens.ui.server import jobs
 from tests.pages.reading import check, words
 from tests.support.branching import record_branching
 
@@ -117,3 +118,24 @@ def test_the_start_page_says_how_many_leaves(open_page, home: Path, tmp_path: Pa
     record_branching(tmp_path / "home" / "ways", soup=False)
     app = check(open_page(tmp_path / "home", ""))
     assert "3 stages · 2 leaves" in words(app)
+
+
+@pytest.mark.slow
+def test_both_leaves_are_measured_at_the_press_of_a_button(
+    open_page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = record_branching(tmp_path / "home" / "two", soup=False).path
+    attribute(stagelens.open_run(path, leaf="dpo"), "test", "task-vector")
+    link = "run=two&leaf=dpo&other-leaf=rl"
+    app = check(open_page(tmp_path / "home", link))
+    assert "They were not measured" not in words(app)
+    monkeypatch.setenv("STAGELENS_READ_ONLY", "0")
+    check(app.run())
+    check(app.button(key="start-comparison").click().run())
+    asked = ("compare", str(path), "--leaf", "dpo", "--leaf", "rl", "--set", "test")
+    job = jobs.find(asked)
+    assert job is not None
+    job._reaper.join(400)
+    assert job.status().state == "done", job.status().error
+    check(app.run())
+    assert any("difference" in each.value.columns for each in app.dataframe)

@@ -72,6 +72,7 @@ def test_each_command_works_along_the_path_of_the_leaf(
         "report.html",
         "card.html",
     }
+    assert "leaf=rl" in (tmp_path / "card.html").read_text()
     opened = {leaf: stagelens.open_run(run, leaf=leaf) for leaf in ("dpo", "rl")}
     assert load_result(opened["rl"], "test", "effects", "replay") is not None
     assert load_result(opened["dpo"], "test", "effects", "replay") is None

@@ -130,6 +130,7 @@ def link_to(
     behaviour: str | None,
     address: str = "",
     run: str = "",
+    leaf: str = "",
 ) -> str:
     """The address of an example's view, under the dashboard's own; without one, how it is opened.
 
@@ -140,8 +141,10 @@ def link_to(
         behaviour: What is measured there; None for the first.
         address: Where the dashboard is served.
         run: What ``stagelens app`` opens where no address is known; by default ``name``.
+        leaf: Whose history, where the run has several leaves.
     """
     query = {"run": name, "set": set_name, "example": example_id}
+    query |= {"leaf": leaf} if leaf else {}
     query |= {} if behaviour is None else {"measure": behaviour}
     view = f"Examples?{urlencode(query, quote_via=quote)}"
     if address:
@@ -275,7 +278,8 @@ def make_card(
         lit=lit,
         tokens=tokens,
         texts=texts,
-        link=link or link_to(run.path.name, examples.name, example_id, behaviour.name),
+        link=link
+        or link_to(run.path.name, examples.name, example_id, behaviour.name, leaf=run.leaf),
     )
 
 
