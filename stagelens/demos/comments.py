@@ -20,6 +20,7 @@ import torch
 
 from stagelens.contracts import ProgressCallback, no_progress
 from stagelens.recording.recorder import Recorder
+from stagelens.recording.together import alone
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.tasks.text_classification import TextClassification
@@ -212,7 +213,8 @@ def record(path: Path, seed: int = 0, progress: ProgressCallback = no_progress) 
     task = make_task()
     random = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    recorder = Recorder(path, task, name="comments")
+    with alone():  # the main one of launched processes makes it
+        recorder = Recorder(path, task, name="comments")
     # Weights and dropout draw from the global generator; the caller gets its own state back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

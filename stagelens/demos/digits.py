@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stagelens.contracts import ProgressCallback, no_progress
 from stagelens.recording.recorder import Recorder
+from stagelens.recording.together import alone
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.tasks.image_classification import ImageClassification
@@ -180,7 +181,8 @@ def record(path: Path, seed: int = 0, progress: ProgressCallback = no_progress) 
         torch.manual_seed(seed)
         model = task.build_model()
     generator = torch.Generator().manual_seed(seed)
-    recorder = Recorder(path, task, name="digits")
+    with alone():  # the main one of launched processes makes it
+        recorder = Recorder(path, task, name="digits")
     for number, plan in enumerate(PLANS):
         progress(number / len(PLANS), f"Training stage {plan.name}")
         stage_images, stage_labels = _planted(plan, images, labels, seed)

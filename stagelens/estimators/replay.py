@@ -172,10 +172,12 @@ def trust_in_replay(
 
     boundary = max((s.facts.boundary for s in crossed), key=_gap, default=None)
     fused = fused_kernels(trained)
+    # One device adds gradients in another order than several processes do.
+    summed = any(s.facts.parallel and not checks[s.name].as_recorded for s in trained)
     other = other_threads(trained) + other_library(trained)
     remarks = mixed_precision(trained) + fused + other + unchecked(trained) + shared
     trust = _trust(stage, [checks[s.name] for s in trained], boundary, remarks)
-    if fused:  # where it gave the recorded bits, it need not do so again
+    if fused or summed:  # where it gave the recorded bits, it need not do so again
         trust = trust.model_copy(update={"trust": "estimated", "expected_error": None})
     if held := held_fixed(trained):
         # Repeating the recording would not show what is held, so no error is known.

@@ -13,7 +13,7 @@ from stagelens.contracts import RecordingError
 from stagelens.runs.boundary_facts import BestModel
 from stagelens.runs.checked_files import CheckedFiles
 from stagelens.runs.saved_states import load_state
-from stagelens.runs.schema import Checkpoint, PartRef
+from stagelens.runs.schema import Checkpoint, Parallel, PartRef
 from stagelens.runs.shards import own_part, put_back, shared_like
 from stagelens.runs.states import model_tensors, same_tensor
 from stagelens.runs.steps import parts_until
@@ -57,20 +57,29 @@ class Best:
                 )
 
     def ending(
-        self, checkpoints: Sequence[Checkpoint], parts: Sequence[PartRef], keep: bool
+        self,
+        checkpoints: Sequence[Checkpoint],
+        parts: Sequence[PartRef],
+        parallel: Parallel | None,
+        keep: bool,
     ) -> dict[str, Any]:
         """What the facts of a stage that ends here say, out of all that it has on disk.
 
         Args:
             checkpoints: Those of the stage.
             parts: Its steps.
+            parallel: Those of its other processes.
             keep: Whether the optimiser's state stays at its end.
         """
+        if parallel is not None:
+            cut = [parts_until(own, self.checkpoint.step) for own in parallel.parts]
+            parallel = parallel.model_copy(update={"parts": cut})
         step, trained = self.checkpoint.step, sum(part.steps for part in parts)
         ending = {
             "end": self.checkpoint.state,
             # Steps were flushed when this state was kept, so a part ends here.
             "parts": parts_until(parts, step),
+            "parallel": parallel,
             "steps": step,
             "end_calls": self.checkpoint.calls,
             "checkpoints": [one for one in checkpoints if one.step <= step],

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,16 +31,20 @@ from stagelens.runs.optimizer_set import AnyOptimizer, forget_state
 from stagelens.runs.states import (
     OptimizerState,
     TrainingState,
+    Weights,
     load_into,
     load_optimizer,
     model_tensors,
     optimizer_tensors,
 )
+from stagelens.runs.step_records import StepRecord
 
 from .check_place import CheckPlace, cannot_run
 from .copying import StateCopies, WeightsCopy
 from .held_gradients import GradientHolder, Gradients
 from .noted_step import NotedStep
+from .parallel_models import statistics_of_norms
+from .random_state import random_state_kept
 from .stage_start import StageStart
 from .step_comparison import At, check_gradients, check_losses, check_update
 from .update_in_parts import by_tensor, check_update_in_parts
@@ -89,10 +91,13 @@ class CheckedSteps:
         start: The stage's start; its built model becomes the one that steps are run on.
         keeps: Whether the batches of a step, numbered from 0, are kept.
         place: Where the steps are run.
+        shared: Whether other processes train too, whose micro-batches are not known here: the
+            update is made from the gradient that was received.
 
     Attributes:
         done: Numbers, from 1, of the steps that agreed.
         why: Why there are none, if there are none.
+        first_norms: Of the gradients that were received at the first step, of several processes.
     """
 
     why = "memory ran out when one was"
@@ -107,6 +112,7 @@ class CheckedSteps:
         start: StageStart,
         keeps: Callable[[int], bool],
         place: CheckPlace,
+        shared: bool = False,
     ) -> None:
         self.done: list[int] = []
         self._stage, self._loss, self._model = stage, loss, model
@@ -122,12 +128,13 @@ class CheckedSteps:
         # Their gradients may go on from step to step, and take part in clipping.
         self._strays = set(start.trainable) - set(self._optimised)
         size = sum(tensor.nbytes for tensor in start.state.model.values())
-        self._light = size <= _COPIED_BYTES
+        self._shared = shared
+        self._light = size <= _COPIED_BYTES and not shared
         self._holder = GradientHolder(without_formula(start.optimizer) is not None, place.device)
         # Whether steps gave the same bits so far; a GPU's may be others every time.
         self._repeats = start.device.type == "cpu"
         self._two_sets = two_sets(self._own_optimizer)  # it cannot switch without its state
-        self._length = _STRETCH if size <= _SMALL_BYTES else 1
+        self._length = _STRETCH if size <= _SMALL_BYTES and not shared else 1
         self._in_parts = self._length == 1 and by_tensor(self._own_optimizer)
         self._copies: list[WeightsCopy] = []
         self._state_copies = StateCopies()
@@ -140,6 +147,7 @@ class CheckedSteps:
         self._newest = -1
         self._gradients: Gradients | None = None
         self._micro_batches: set[int] = set()
+        self.first_norms: Mapping[str, float] = {}
 
     @property
     def planned(self) -> bool:
@@ -159,7 +167,7 @@ class CheckedSteps:
         """Check nothing more, and let go of the memory that it takes."""
         self._stretch = self._upcoming = self._gradients = None
         self._goes_on, self._light, self._next = False, False, sys.maxsize
-        self._copies, self._state_copies = [], StateCopies()
+        self._copies, self._state_copies, self.first_norms = [], StateCopies(), {}
         forget_state(self._own_optimizer)
         self._twin = nn.Module()
 
@@ -173,7 +181,8 @@ class CheckedSteps:
         stretch = self._stretch
         # Steps that give the same bits are run again without. Memory that is used anew at every
         # step is slower than the one of the step before.
-        if stretch is not None and stretch.gradients and (self._repeats or self._length == 1):
+        alone = not self._shared
+        if alone and stretch and stretch.gradients and (self._repeats or self._length == 1):
             stretch.gradients[-1] = None
 
     def noted(self, step: NotedStep, rules: Callable[[], StepRules]) -> None:
@@ -275,7 +284,7 @@ class CheckedSteps:
         if stretch.optimizer is not None and whole:
             load_optimizer(self._own_optimizer, self._own_names, stretch.optimizer)
         unseen = 0
-        with _random_state_kept(next(self._twin.parameters()).device), torch.enable_grad():
+        with random_state_kept(next(self._twin.parameters()).device), torch.enable_grad():
             for step, gradients in zip(stretch.steps, stretch.gradients, strict=True):
                 at = replace(self._at(step), unseen=unseen)
                 self._run(step, gradients, rules, at, stretch.optimizer is not None)
@@ -294,6 +303,14 @@ class CheckedSteps:
             self._random.randint(_LARGEST_GAP // 2, _LARGEST_GAP),
         )
         self.done += [step.record.step + 1 for step in stretch.steps]
+
+    def norms(self, record: StepRecord, start: Weights, rules: StepRules) -> dict[str, float]:
+        """Norms of the gradients of a step of all processes from ``start``, by parameter."""
+        load_into(self._twin, start)
+        with random_state_kept(next(self._twin.parameters()).device), torch.enable_grad():
+            Stepper(self._loss, self._twin, self._own_optimizer, rules).backward(record)
+        gradients = {name: p.grad for name, p in self._twin.named_parameters()}
+        return {name: float(g.norm()) for name, g in gradients.items() if g is not None}
 
     def _copied_weights(self) -> Mapping[str, Tensor]:
         if not self._light:
@@ -343,8 +360,11 @@ class CheckedSteps:
             own = {n: p.grad for n, p in self._twin.named_parameters() if p.grad is not None}
             pairs = zip(self._optimised, gradients.tensors, strict=True)
             seen = {name: gradient for name, gradient in pairs if gradient is not None}
-            self._repeats &= check_gradients(own, seen, rules, len(losses), at)
+            if not self._shared:
+                self._repeats &= check_gradients(own, seen, rules, len(losses), at)
             # The update is made from what the optimiser received, to the last bit.
+            if self._shared and at.step == 1:
+                self.first_norms = {name: float(g.norm()) for name, g in seen.items()}
             for name, parameter in self._twin.named_parameters() if updates else ():
                 # Of the loop's own a copy, since an optimiser may use gradients up.
                 own_copy = Tensor.clone if gradients.watched else Tensor.detach
@@ -354,9 +374,7 @@ class CheckedSteps:
     def _check_update(self, before: TrainingState, at: At) -> None:
         """Compare both states as they are now; where parts are updated, after updating them."""
         if self._in_parts:
-            seen = TrainingState(
-                model_tensors(self._model), optimizer_tensors(self._optimizer, self._names)
-            )
+            seen = TrainingState(self._model_now(), optimizer_tensors(self._optimizer, self._names))
             twin, optimizer = self._twin, self._own_optimizer
             check_update_in_parts(twin, optimizer, before, seen, at, self._place.beside)
             return
@@ -365,23 +383,16 @@ class CheckedSteps:
         )
         check_update(before.model, own, self._seen(), at, self._place.beside)
 
+    def _model_now(self) -> Weights:
+        """What the step made; all processes are handed the main one's statistics of norms."""
+        known = statistics_of_norms(self._twin) if self._shared else {}
+        return {**model_tensors(self._model), **known}
+
     def _seen(self) -> TrainingState:
         """The state of the training, where the second model is."""
-        model = model_tensors(self._model)
+        model = self._model_now()
         state, there = optimizer_tensors(self._optimizer, self._names), self._place.device
         return TrainingState(
             {name: tensor.to(there) for name, tensor in model.items()},
             {name: {k: t.to(there) for k, t in own.items()} for name, own in state.items()},
         )
-
-
-@contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside, the training loop draws its own numbers afterwards."""
-    others = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(others[0])
-            np.random.set_state(others[1])

@@ -37,6 +37,7 @@ class ComputedLosses:
         self._inputs: dict[str, Any] | None = None
         self._loss: Tensor | None = None
         self._factor = 0.0
+        self._scale = 1
         self._versions: list[tuple[Tensor, int]] = []
         # Weak, so that a Trainer that is given up goes at once, and the stage with it.
         self._trainer = weakref.ref(trainer)
@@ -80,7 +81,7 @@ class ComputedLosses:
                 "compute_loss changes its inputs in place, so what it was given is not known any "
                 "more; let it work on copies"
             )
-        return TrainingPass(inputs, loss, divisor_of(factor))
+        return TrainingPass(inputs, loss / self._scale, divisor_of(factor * self._scale))
 
     def drop(self) -> Tensor | float:
         """The loss of what :meth:`take` would give, NaN if it is not known."""
@@ -107,6 +108,7 @@ class ComputedLosses:
         if items is not None:
             self._inputs["num_items_in_batch"] = items
         trainer = self._trainer()
+        self._scale = 1 if trainer is None else _scale_of(trainer, items)
         if self._micro_batches and trainer is not None:
             # The last step of an epoch may have fewer.
             count = trainer.current_gradient_accumulation_steps
@@ -139,6 +141,21 @@ class ComputedLosses:
 
     def _receive(self, gradient: Tensor) -> None:
         self._factor += float(gradient)
+
+
+def _scale_of(trainer: Any, items: Any) -> int:
+    """What the Trainer's own ``compute_loss`` multiplies a loss by, of several processes.
+
+    Such a loss is divided by the tokens of all of them, and their gradients are averaged.
+    """
+    from transformers import Trainer
+
+    args = trainer.args
+    asks = getattr(trainer, "model_accepts_loss_kwargs", False) or trainer.compute_loss_func
+    scales = args.world_size > 1 and args.average_tokens_across_devices and asks
+    if items is None or not scales or type(trainer).compute_loss is not Trainer.compute_loss:
+        return 1
+    return int(trainer.accelerator.num_processes // getattr(trainer, "get_tp_size", lambda: 1)())
 
 
 def _watched(trainer: Any, losses: ComputedLosses) -> Callable[..., Any]:

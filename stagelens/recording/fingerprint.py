@@ -47,16 +47,23 @@ class Fingerprint:
         self._dtype = reduce(torch.promote_types, [t.dtype for t in tensors], torch.float32)
 
     @classmethod
-    def of_buffers(cls, model: nn.Module) -> Fingerprint | None:
+    def of_buffers(
+        cls, model: nn.Module, without: tuple[type[nn.Module], ...] = ()
+    ) -> Fingerprint | None:
         """Of a module's buffers, looked up every time because a forward pass may replace them.
 
         None if it has no buffer of floating-point numbers.
+
+        Args:
+            model: The module.
+            without: Kinds of modules whose buffers are left out.
         """
         places = [
             (f"{prefix}.{name}".removeprefix("."), module, name)
             for prefix, module in model.named_modules()
             for name, buffer in module._buffers.items()
             if buffer is not None and buffer.is_floating_point()
+            if not isinstance(module, without)
         ]
         return cls(partial(_look_up, places)) if places else None
 

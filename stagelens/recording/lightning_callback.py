@@ -127,9 +127,9 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
             build_config=self._build_config,
             **self._settings,
         )
-        entered = closing.enter_context(stage)
         if (problem := _unlike(trainer)) is not None:
-            entered.tell(problem)
+            stage.tell(problem)
+        entered = closing.enter_context(stage)
         # Where steps are not watched, a class that runs its closure otherwise is left as it is.
         for optimizer in trainer.optimizers if entered.problem is None else ():
             closing.callback(_with_closures_first(optimizer))

@@ -60,6 +60,7 @@ def checks_for(
     names: dict[int, str],
     start: StageStart,
     keeps: Callable[[int], bool],
+    shared: bool,
 ) -> Checks:
     """The steps of a stage that are run again; none where there is no place for it.
 
@@ -71,6 +72,7 @@ def checks_for(
         names: ``id(parameter)`` to name.
         start: The stage's start.
         keeps: Whether the batches of a step are kept.
+        shared: Whether other processes train too.
     """
     place = place_for(start)
     if isinstance(place, str):
@@ -78,7 +80,7 @@ def checks_for(
     if place.beside and loss.objective.references:
         return NoChecks("its reference models are on the device that it is trained on")
     try:
-        return CheckedSteps(stage, loss, model, optimizer, names, start, keeps, place)
+        return CheckedSteps(stage, loss, model, optimizer, names, start, keeps, place, shared)
     except Exception as error:
         if memory.ran_out(error):
             return NoChecks("memory ran out when that was prepared")

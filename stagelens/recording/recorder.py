@@ -25,11 +25,15 @@ from stagelens.runs.task_files import differing, write_task
 from .accelerated import unwrapped
 from .carried_state import state_to_restore
 from .folder_lock import FolderLock
+from .following import FollowedRun, stage_in
 from .merging import note_merge
-from .resuming import end_at_checkpoint, sealed
+from .parallel_models import unwrapped_model
+from .resuming import end_at_checkpoint, reached, sealed
 from .run_writer import RunWriter
 from .stage_recorder import StageRecorder
 from .stage_settings import StageSettings
+from .stage_together import PATIENCE
+from .together import Together, alone, this_is_main
 
 
 class Recorder:
@@ -63,6 +67,19 @@ class Recorder:
     ) -> None:
         self.path = Path(path).expanduser()
         self.task = task
+        self._lock: FolderLock | None = None
+        together = Together.at(self.path)
+        if not together.main:
+            self._writer: RunWriter = FollowedRun.of(self.path, task, together)
+            return
+        try:
+            self._open(name, resume, together)
+        except BaseException as error:
+            together.say("recorder", error=str(error))
+            raise
+        together.say("recorder")
+
+    def _open(self, name: str | None, resume: bool, together: Together) -> None:
         there = (self.path / "run.json").exists()
         if there and not resume:
             raise RecordingError(
@@ -79,7 +96,7 @@ class Recorder:
             file = self._resumed(name) if there else self._begun(name)
             write_json(self.path / "run.json", file)
             last = next(reversed(self.run().stages), None) if there else None
-            self._writer = RunWriter(self.path, task, file, last)
+            self._writer = RunWriter(self.path, self.task, file, last, together)
         # The caller gets no recorder that it could close.
         except BaseException:
             self.close()
@@ -97,6 +114,7 @@ class Recorder:
     @property
     def last(self) -> Stage | None:
         """The last finished stage; None before the first."""
+        self._writer.refresh()
         return self._writer.last
 
     def close(self) -> None:
@@ -109,7 +127,10 @@ class Recorder:
             # Of a disk that is full or not there any more, a warning told already.
             with contextlib.suppress(OSError):
                 writer.write_notes()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
+        if writer is not None:
+            writer.close()
 
     def _begun(self, name: str | None) -> RunFile:
         try:
@@ -136,9 +157,9 @@ class Recorder:
             stage = next((s for s in run.unfinished if s.name == reference.name), None)
             if stage is None:
                 stages.append(sealed(self.path, reference))
-            elif stage.facts.checkpoints and reference is file.stages[-1]:
-                # Only the last one: a stage after it did not start from this checkpoint.
-                stages.append(end_at_checkpoint(self.path, reference, stage))
+            # Only the last one: a stage after it did not start from this checkpoint.
+            elif reference is file.stages[-1] and (newest := reached(stage)) is not None:
+                stages.append(end_at_checkpoint(self.path, reference, stage, newest))
             else:
                 set_aside.append(reference)
         return file.model_copy(update={"stages": stages, "set_aside": set_aside})
@@ -251,7 +272,7 @@ class Recorder:
                 which is given again when the run is opened to be replayed.
             references: The reference models of the objective, by name. The recorder finds the state
                 of the run that each holds, as a rule the start of this stage, which is also what is
-                assumed of one that is left out.
+                assumed of those left out.
             kernels: Fused code that computes passes in place of the model's own, by name (a fused
                 cross-entropy, say): it differs from what replay computes in the last bits. How far
                 is measured, and numbers are estimated then, not exact. ``torch.compile`` is
@@ -270,7 +291,7 @@ class Recorder:
         self._writer.check_parent(parent)
         folder = self._folder(name)
         optimizer, accumulation = unwrapped(optimizer, accumulation)
-        compiled, model = _compiled(model)
+        given, (model, kind, compiled) = model, unwrapped_model(model)
         settings = StageSettings(
             description=description,
             clip_norm=clip_norm,
@@ -285,11 +306,12 @@ class Recorder:
             on_problem=on_problem,
             objective=objective,
             references=dict(references or {}),
-            kernels=(*kernels, "torch.compile") if compiled is not None else tuple(kernels),
+            kernels=(*kernels, "torch.compile") if compiled else tuple(kernels),
             parent=parent,
             keep_optimizer=keep_optimizer,
+            kind=kind,
         )
-        return StageRecorder(self._writer, name, folder, model, as_one(optimizer), settings)
+        return stage_in(self._writer, name, folder, given, as_one(optimizer), settings)
 
     def _folder(self, name: str) -> str:
         """A new stage's."""
@@ -316,7 +338,9 @@ class Recorder:
             RecordingError: The name is taken, or a parent is no finished stage.
             RunError: A parent is of another architecture.
         """
-        return note_merge(self._writer, name, self._folder(name), model, parents)
+        with self._writer.together.after_main(f"merge/{name}", PATIENCE):
+            known = self._writer.merged(name)
+            return known or note_merge(self._writer, name, self._folder(name), model, parents)
 
     def add_set(
         self,
@@ -336,19 +360,20 @@ class Recorder:
         Warns if the model of the last stage was changed after the stage.
         """
         _check_final(self._writer)
-        return write_set(
-            self.path,
-            self.task,
-            name,
-            images=images,
-            texts=texts,
-            inputs=inputs,
-            labels=labels,
-            ids=ids,
-            columns=columns,
-            description=description,
-            channels=channels,
-        )
+        with self._writer.together.after_main(f"set/{name}", PATIENCE):
+            return write_set(
+                self.path,
+                self.task,
+                name,
+                images=images,
+                texts=texts,
+                inputs=inputs,
+                labels=labels,
+                ids=ids,
+                columns=columns,
+                description=description,
+                channels=channels,
+            )
 
 
 def note_in_run(path: Path, task: Task | None, sentence: str) -> None:
@@ -362,16 +387,11 @@ def note_in_run(path: Path, task: Task | None, sentence: str) -> None:
     Raises:
         StageLensError: The run is damaged, has another task, or is being recorded.
     """
-    if (path / "run.json").exists():
-        recorder = Recorder(path, task or open_run(path, leaf=NEWEST).task, resume=True)
+    if (path / "run.json").exists() and this_is_main():
+        with alone():
+            recorder = Recorder(path, task or open_run(path, leaf=NEWEST).task, resume=True)
         recorder.note(sentence)
         recorder.close()
-
-
-def _compiled(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
-    """What ``torch.compile`` returned, if the model is that, and the model that it compiled."""
-    inner = getattr(model, "_orig_mod", None)
-    return (model, inner) if isinstance(inner, nn.Module) else (None, model)
 
 
 def _check_final(writer: RunWriter) -> None:

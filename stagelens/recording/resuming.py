@@ -7,8 +7,8 @@ from pathlib import Path
 from stagelens.contracts import RecordingError
 from stagelens.runs.files import read_json, sha256_of, write_json
 from stagelens.runs.run import Stage
-from stagelens.runs.schema import StageFile, StageRef
-from stagelens.runs.steps import parts_until
+from stagelens.runs.schema import Checkpoint, StageFile, StageRef
+from stagelens.runs.steps import parts_until, steps_of_all
 
 
 def sealed(root: Path, reference: StageRef) -> StageRef:
@@ -20,13 +20,20 @@ def sealed(root: Path, reference: StageRef) -> StageRef:
     )
 
 
-def end_at_checkpoint(root: Path, reference: StageRef, stage: Stage) -> StageRef:
-    """Let an interrupted stage end at its newest checkpoint, if its steps reach that far."""
-    checkpoint = stage.facts.checkpoints[-1]
+def reached(stage: Stage) -> Checkpoint | None:
+    """The newest checkpoint before which all processes have written their steps."""
+    return next((c for c in reversed(stage.facts.checkpoints) if c.step <= stage.steps), None)
+
+
+def end_at_checkpoint(
+    root: Path, reference: StageRef, stage: Stage, checkpoint: Checkpoint
+) -> StageRef:
+    """Let an interrupted stage end at a checkpoint, if a part of every process ends there."""
     path = root / reference.folder / "stage.json"
     facts = read_json(path, StageFile)
-    parts = parts_until(stage.facts.parts, checkpoint.step)
-    steps = sum(part.steps for part in parts)
+    parts, *others = (parts_until(own, checkpoint.step) for own in stage.facts.parts_of_each)
+    parallel = facts.parallel and facts.parallel.model_copy(update={"parts": others})
+    steps = steps_of_all([parts, *others])
     if steps != checkpoint.step:
         raise RecordingError(
             f"{path}: the newest checkpoint is at step {checkpoint.step}, but only {steps} steps "
@@ -38,7 +45,9 @@ def end_at_checkpoint(root: Path, reference: StageRef, stage: Stage) -> StageRef
             "end": checkpoint.state,
             "end_calls": checkpoint.calls,
             "parts": parts,
+            "parallel": parallel,
             "steps": steps,
+            "checkpoints": [one for one in facts.checkpoints if one.step <= steps],
         }
     )
     sha256 = write_json(path, ended)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from typing import Protocol
 from torch import nn
 
 from stagelens.contracts import BASE, RecordingError, Task
+from stagelens.runs.boundary_facts import Merge
 from stagelens.runs.checked_files import CheckedFiles
 from stagelens.runs.files import write_json
 from stagelens.runs.lineage import NEWEST, common
@@ -18,6 +20,7 @@ from stagelens.runs.run import Stage, open_run
 from stagelens.runs.schema import RunFile, StageFile, StageRef, StateRef
 
 from .final_model import FinalModel, superseded
+from .together import Together
 
 
 class OpenStage(Protocol):
@@ -35,20 +38,41 @@ class RunWriter:
         task: The run's task.
         file: The contents of run.json.
         last: The last finished stage; None before the first.
+        together: This process among those that train together.
 
     Attributes:
         before: What the stage that began last started from; None where that is the base.
         begun: Stages that were begun since that one ended.
     """
 
-    def __init__(self, path: Path, task: Task, file: RunFile, last: Stage | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        task: Task,
+        file: RunFile,
+        last: Stage | None,
+        together: Together | None = None,
+    ) -> None:
         self.path, self.task, self.file, self.last = path, task, file, last
         self.before = last
+        self.together = together or Together()
         self.begun: list[str] = []
         self._parents: list[str] | None = None
         self._written = file
         self._open: OpenStage | None = None
         self.final: FinalModel | None = None
+
+    def refresh(self) -> None:
+        """Take in what the main process has written; it knows that by itself."""
+
+    def merged(self, name: str) -> Merge | None:
+        """A merge that the main process has noted; it has to do so itself."""
+        return None
+
+    def close(self) -> None:
+        """Tell other processes that no stage begins any more."""
+        with contextlib.suppress(Exception):  # a training that ended has no store any more
+            self.together.say("closed", error="its recorder was closed")
 
     def check_free(self, name: str) -> None:
         """Refuse a stage that cannot begin now.

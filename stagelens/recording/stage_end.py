@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from stagelens.compute import memory
 from stagelens.contracts import RecordingError
 from stagelens.replaying.step import StepRules
+from stagelens.runs.checked_files import CheckedFiles
+from stagelens.runs.optimizer_facts import EndOptimizer
+from stagelens.runs.saved_states import load_state
+from stagelens.runs.schema import StageFile
+from stagelens.runs.states import TrainingState
+from stagelens.runs.steps import RecordedSteps
 
 from .best_model import Best
 from .checked_steps import CheckedSteps
-from .no_checks import NoChecks
+from .no_checks import Checks, NoChecks
+from .stage_files import StageFiles
+from .step_comparison import check_lengths
+from .step_writer import StepWriter
+from .update_count import UpdateCount
 from .watch import Watch
 
 
@@ -47,6 +62,80 @@ class Ending:
                 f"steps were made after stage.ends_with(averaged) was called at step {self.steps}; "
                 "call it after the last step of the stage"
             )
+
+
+def check_first_step(
+    checked: Checks,
+    root: Path,
+    facts: StageFile,
+    parts: dict[str, Any],
+    tell: Callable[[Exception], None],
+) -> None:
+    """Run the first step of a stage again that several processes trained together.
+
+    Args:
+        checked: In the main process.
+        root: The run folder.
+        facts: Of the stage.
+        parts: What all processes wrote, as its facts are going to say.
+        tell: Called where it does not give the gradient that the optimiser received.
+    """
+    if isinstance(checked, NoChecks):
+        return
+    files, facts = CheckedFiles(root), facts.model_copy(update=parts)
+    try:
+        step, start = RecordedSteps(files, facts.parts_of_each)[0], load_state(files, facts.start)
+        if checked.first_norms and step.batches is not None:
+            rules = StepRules.of(facts)
+            own = checked.norms(step, start.model, rules)
+            check_lengths(own, checked.first_norms, rules)
+    except Exception as error:
+        if not memory.ran_out(error):
+            tell(error)
+
+
+def complete(
+    files: StageFiles,
+    writer: StepWriter,
+    ending: Ending,
+    state: Callable[[], TrainingState],
+    watch: Watch | UpdateCount,
+    keep: bool,
+    apart: EndOptimizer | None,
+    began: float,
+    told: dict[str, Any],
+) -> None:
+    """Write the end of a stage.
+
+    Args:
+        files: Of the stage.
+        writer: Has written its steps.
+        ending: How it ends.
+        state: Takes the training state as it is.
+        watch: Has counted its updates.
+        keep: Whether the optimiser's state stays at its end.
+        apart: The optimiser at the end, where its state is not kept.
+        began: When, as ``time.monotonic`` tells it.
+        told: What stage.json says of it besides.
+    """
+    told = {**told, "seconds": time.monotonic() - began}
+    if ending.best is not None and ending.at_best:
+        known, parallel = files.facts.checkpoints, told.pop("parallel")
+        best = ending.best.ending(known, writer.parts, parallel, keep)
+        files.announce(status="complete", **told, **best)
+        files.tidy("*")
+        return
+    files.announce(
+        status="complete",
+        end=files.save("end", state()),
+        end_optimizer=apart,
+        parts=list(writer.parts),
+        steps=writer.steps,
+        end_calls=watch.calls,
+        # Where not all of them could be written.
+        updates=watch.noted if watch.noted > writer.steps else None,
+        **told,
+    )
 
 
 def check_end(

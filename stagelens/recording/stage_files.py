@@ -63,6 +63,6 @@ class StageFiles:
     def tidy(self, pattern: str) -> None:
         """Delete files of the stage that its facts do not name any more."""
         named = {file.path for file in self.facts.files()} | {f"{self._folder}/stage.json"}
-        for path in (self._run.path / self._folder).glob(pattern):
-            if path.relative_to(self._run.path).as_posix() not in named:
+        for path in (self._run.path / self._folder).rglob(pattern):
+            if path.is_file() and path.relative_to(self._run.path).as_posix() not in named:
                 path.unlink()

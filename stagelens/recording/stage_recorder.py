@@ -25,13 +25,14 @@ from .forward_passes import ForwardPasses
 from .micro_batches import MicroBatches
 from .no_checks import Checks, checks_for
 from .noted_step import NotedStep
-from .problems import Problems
+from .problems import Problems, in_words
 from .run_writer import RunWriter
-from .stage_end import Ending, check_end
+from .stage_end import Ending, check_end, check_first_step, complete
 from .stage_files import StageFiles
 from .stage_objective import read_objective
 from .stage_settings import StageSettings
 from .stage_start import StageStart, read_start
+from .stage_together import StageTogether
 from .step_writer import StepWriter, record_of
 from .update_count import UpdateCount
 from .watch import Watch
@@ -68,6 +69,7 @@ class StageRecorder:
         self._optimizer = optimizer
         self._settings = settings
         self._names = {id(p): n for n, p in model.named_parameters()}
+        self._together = StageTogether(run.together, name, settings.kind)
         self._writer = StepWriter(run.path, folder, settings.flush_every)
         self._files: StageFiles | None = None
         self._checked: Checks | None = None
@@ -88,13 +90,16 @@ class StageRecorder:
     def _begin(self) -> None:
         run, folder, settings, model = self._run, self._folder, self._settings, self._model
         run.begin(self, settings.parent)
+        self._together.entered()
         with run.new_folder(folder):
             start = read_start(run, self.name, folder, model, self._optimizer, settings, self.tell)
             minimised = read_objective(run, folder, model, start, settings, self.tell)
-            facts = start.facts(self.name, settings, self.problem, minimised.facts)
+            said = minimised.facts | self._together.facts()
+            facts = start.facts(self.name, settings, self.problem, said)
             self._files = StageFiles(run, folder, facts)
         self._watch = UpdateCount(self._optimizer)
         self.recording = True
+        self._together.begun(folder)
         if self.problem is None and minimised.loss is not None:
             try:
                 self._watch_closely(start, minimised.loss)
@@ -103,9 +108,10 @@ class StageRecorder:
 
     def _watch_closely(self, start: StageStart, loss: TrainingLoss) -> None:
         given = (self._model, self._optimizer, self._names)
-        keeps, counting = self._settings.keeps, self._watch
-        self._checked = checks_for(self.name, loss, *given, start, keeps)
-        self._watch = Watch(*given, self._settings.clip_norm, keeps, self._checked, self.tell)
+        keeps, counting, shared = self._settings.keeps, self._watch, self._together.shared
+        self._checked = checks_for(self.name, loss, *given, start, keeps, shared)
+        clip = self._settings.clip_norm
+        self._watch = Watch(*given, clip, keeps, self._checked, self.tell, shared)
         counting.close()
 
     @property
@@ -121,6 +127,7 @@ class StageRecorder:
         """
         if not self.problems.costs_replay(error):
             return
+        self._together.problem(str(self.problem))
         if isinstance(self._watch, Watch):
             self._watch.checking = False
         if self._checked is not None:
@@ -134,6 +141,7 @@ class StageRecorder:
         """The stage has no boundaries: say so in the run, and leave the training alone."""
         self.recording = False
         self._run.end(self)
+        self._together.lost(in_words(error))
         if not self.problems.costs_stage(error, what):
             return
         self._run.note(str(self.problems.lost))
@@ -198,8 +206,7 @@ class StageRecorder:
 
     def _note_and_check(self, batch: Any, divisor: float | None) -> None:
         watch, micro, checked = self._watch, self._micro, self._checked
-        assert isinstance(watch, Watch) and checked is not None  # there is no problem yet
-        assert self._files is not None
+        assert isinstance(watch, Watch) and checked and self._files  # there is no problem yet
         keep = self._settings.keeps(watch.noted)
         micro.add(batch, watch.take_rng(), divisor, keep, watch.noted + 1)
         # No update since the last note: this was a micro-batch on the way to one.
@@ -237,12 +244,14 @@ class StageRecorder:
         if self._checkpoint_due(self._watch.noted):
             self._checkpoint()
         elif self._writer.due:
+            if self.problem is None:
+                self._together.hear(self.tell)
             self._writer.begin_flush()
 
     def _rules(self) -> StepRules:
         assert isinstance(self._watch, Watch) and self._files is not None
         # Where its first step has not been written yet.
-        return replace(StepRules.of(self._files.facts), **self._watch.facts)
+        return replace(StepRules.of(self._files.facts).of_one, **self._watch.facts)
 
     def _announce(self, **update: Any) -> None:
         if self._files is not None:
@@ -351,8 +360,9 @@ class StageRecorder:
             self._writer.flush()  # first: whatever is wrong, what was noted is kept
         except Exception as problem:
             self.tell(problem)
-        if kind is not None:
-            return  # the stage stays unfinished, because its end is not known
+        if kind is not None:  # the stage stays unfinished, because its end is not known
+            self._together.left(self._writer.parts)
+            return
         try:
             self._end()
         except Exception as problem:
@@ -366,33 +376,23 @@ class StageRecorder:
             except Exception as error:
                 average = None
                 self.tell(error)
+        assert self._files is not None
+        parallel = self._together.gather(self._writer.parts, self.tell)
+        if parallel is not None and self._checked is not None and self.problem is None:
+            own = {"parallel": parallel, "parts": self._writer.parts}
+            check_first_step(self._checked, self._run.path, self._files.facts, own, self.tell)
         agreed, why = self._agreed(), None
         if self._checked is not None:
             self._checked.close()
             why = None if agreed or self.problem else self._checked.why
-        taken = time.monotonic() - self._started
-        self._complete(seconds=taken, checked=agreed, unchecked=why, average=average)
+        told = {"checked": agreed, "unchecked": why, "average": average, "parallel": parallel}
+        keep = kept_at_end(self._files.facts.optimizer, self._settings.keep_optimizer)
+        apart = told_apart(self._files.facts.optimizer, self._optimizer, self._names)
+        given = (self._files, self._writer, self._ending, lambda: self._state(keep))
+        complete(*given, self._watch, keep, apart, self._started, told)
+        self._together.done()
         # Last: whatever becomes of it, the stage is complete.
         self._run.keep_final(self.name, self._ending.averaged or self._model)
-
-    def _complete(self, **facts: Any) -> None:
-        assert self._files is not None
-        keep = kept_at_end(self._files.facts.optimizer, self._settings.keep_optimizer)
-        if (best := self._ending.best) is not None and self._ending.at_best:
-            ending = best.ending(self._files.facts.checkpoints, self._writer.parts, keep)
-            self._announce(status="complete", **facts, **ending)
-            self._files.tidy("*")
-            return
-        self._announce(
-            status="complete",
-            end=self._files.save("end", self._state(keep)),
-            end_optimizer=told_apart(self._files.facts.optimizer, self._optimizer, self._names),
-            parts=list(self._writer.parts),
-            steps=self._writer.steps,
-            end_calls=self._watch.calls,
-            updates=self.steps if self.steps > self._writer.steps else None,  # some not written
-            **facts,
-        )
 
     def _check_end(self) -> None:
         watch, checked = self._watch, self._checked

@@ -10,6 +10,8 @@ from torch import nn
 
 from stagelens.contracts import Objective, RecordingError, ReferenceModel
 
+from .parallel_models import Kind
+
 GivenObjective = str | Objective | Callable[..., Any] | None
 """A registered name, an objective, or a function ``loss(model, batch)``; None for the model's own
 loss."""
@@ -20,6 +22,9 @@ GivenReferences = Mapping[str, nn.Module | ReferenceModel]
 @dataclass(frozen=True)
 class StageSettings:
     """Settings of a stage's recording; see :meth:`stagelens.Recorder.stage` for their meaning.
+
+    Attributes:
+        kind: What shares its training between processes; None for one.
 
     Raises:
         RecordingError: A setting is unusable.
@@ -40,6 +45,7 @@ class StageSettings:
     kernels: tuple[str, ...] = ()
     parent: str | None = None
     keep_optimizer: bool = False
+    kind: Kind | None = None
 
     def __post_init__(self) -> None:
         keep = self.keep_batches

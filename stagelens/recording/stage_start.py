@@ -211,6 +211,35 @@ def _not_the_base(name: str, boundary: Boundary) -> Unexplained:
     )
 
 
+def followed_start(
+    run: RunWriter,
+    facts: StageFile,
+    model: nn.Module,
+    optimizer: AnyOptimizer,
+    names: Mapping[int, str],
+) -> StageStart:
+    """The start of a stage that the main process has written, in another process.
+
+    Args:
+        run: Its run.
+        facts: As the main process wrote them.
+        model: Is trained.
+        optimizer: Trains it.
+        names: ``id(parameter)`` to name.
+    """
+    return StageStart(
+        capture(model, optimizer, names),
+        facts.start,
+        facts.boundary,
+        facts.optimizer,
+        facts.trainable,
+        facts.build_config,
+        _build(run, facts.build_config),
+        next(model.parameters()).device,
+        facts.tokenizer,
+    )
+
+
 def _after_lost(error: Unexplained, lost: list[str], last: Stage, name: str) -> Unexplained:
     """What did not start where the last recorded stage ended, as others came between them."""
     if not lost:

@@ -110,6 +110,30 @@ class _Sums:
         return cls(*torch.stack([s.sum() for s in squares]).tolist())
 
 
+def check_lengths(own: Mapping[str, float], seen: Mapping[str, float], rules: StepRules) -> None:
+    """Compare norms of the gradients that several processes made together, by parameter.
+
+    Raises:
+        RecordingError: They differ by more than rounding.
+    """
+    whole = math.hypot(*seen.values())
+    least = max(_TOLERANCE, OF_KERNELS if rules.kernels else 0.0)
+    if rules.precision in AUTOCAST:
+        least = max(least, torch.finfo(AUTOCAST[rules.precision]).eps)
+    for name, length in seen.items():
+        found = own.get(name, 0.0)
+        # Not ``>``, which NaN would pass; a training that diverged at once did so here too.
+        if abs(found - length) <= _OF_ONE_TENSOR * length + least * whole:
+            continue
+        if math.isfinite(found) or math.isfinite(length):
+            raise RecordingError(
+                f"the gradient of {name} at the first step has a norm of {length:.6g}, but the "
+                f"mean over the {rules.processes} processes of their own has {found:.6g}; let "
+                "DistributedDataParallel average gradients, change them nowhere else, and declare "
+                "clipping and accumulation (clip_norm=MAX_NORM, accumulation=G)"
+            )
+
+
 def check_gradients(
     own: Mapping[str, Tensor],
     seen: Mapping[str, Tensor],

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -46,6 +47,8 @@ class StepWriter:
         root: The run folder.
         folder: The stage's folder inside it.
         flush_every: Most steps to hold.
+        schedule: Whether what the main process writes of a step is written: hyperparameters, and
+            which parameters had no gradient.
 
     Attributes:
         parts: Those on disk, in order.
@@ -53,13 +56,14 @@ class StepWriter:
         stopped: Whether later steps are left out, because some could not be written.
     """
 
-    def __init__(self, root: Path, folder: str, flush_every: int) -> None:
+    def __init__(self, root: Path, folder: str, flush_every: int, schedule: bool = True) -> None:
         self.parts: list[PartRef] = []
         self.steps = 0
         self.stopped = False
         self._root = root
         self._folder = folder
         self._flush_every = flush_every
+        self._schedule = schedule
         self._pending: list[FlatStep] = []
         self._losses: list[Sequence[Tensor | float]] = []
         self._bytes = 0
@@ -83,6 +87,8 @@ class StepWriter:
         """
         if self.stopped:
             return
+        if not self._schedule:
+            record = replace(record, groups=[], missing=())
         self._pending.append(FlatStep(record, list(micro)))
         self._losses.append(losses)
         for one in micro:

@@ -170,7 +170,10 @@ class StageRecorderCallback(TrainerCallback):
         with ExitStack() as closing:
             trainer = trainer_that_calls(self)
             minimised = objective_of(trainer, self._objective)
-            stage = self._enter(closing, settings, minimised, state.global_step, **kwargs)
+            # Of several processes, each has a wrapped model.
+            together = trainer is not None and args.world_size > 1
+            trained = trainer.model_wrapped if together else kwargs["model"]
+            stage = self._enter(closing, settings, minimised, state.global_step, trained, **kwargs)
             stage.problems.advice = _KNOWN if minimised.objective is None else ""
             if minimised.objective is None:
                 passes: _Passes = TrainingPasses(kwargs["model"], stage.tell)
@@ -189,6 +192,7 @@ class StageRecorderCallback(TrainerCallback):
         settings: TrainerSettings,
         minimised: TrainerObjective,
         steps_before: int,
+        trained: Any,
         *,
         model: Any,
         processing_class: Any = None,
@@ -215,7 +219,7 @@ class StageRecorderCallback(TrainerCallback):
             )
         stage = recorder.stage(
             self.stage,
-            model=model,
+            model=trained,
             optimizer=settings.optimizer,
             clip_norm=settings.clip_norm,
             accumulation=settings.accumulation,

@@ -68,12 +68,6 @@ def _without_boundaries(args: TrainingArguments, state: TrainerState) -> _Rows:
         ("deepspeed", args.deepspeed, "it trains partitioned weights; train without it"),
         ("fsdp", args.fsdp, "it trains partitioned weights; train without"),
         (
-            "several processes",
-            args.world_size > 1,
-            "gradients are summed over them in an order that a replay on a single device does not "
-            "have; start one process",
-        ),
-        (
             "auto_find_batch_size",
             args.auto_find_batch_size,
             "it may restart training from weights that were already trained; set "

@@ -23,6 +23,7 @@ from .hyperparameters import Hyperparameters
 from .modes import ModeWatch
 from .no_checks import NoChecks
 from .optimizer_state import OptimizerStateWatch
+from .parallel_models import NORMS
 from .precision import PrecisionWatch
 from .random_state import generator_states, same_states
 from .sentinel import Sentinel
@@ -47,6 +48,9 @@ class Watch:
     second update on, its gradient has to be the sum of what backward gave it. What cannot be seen
     in this way is left to the steps that are run again.
 
+    Where several processes train, a gradient is the mean over them, which no process knows by
+    itself: the sentinel says nothing then. Buffers of norms are the main process's, handed to all.
+
     Once there was a problem, nothing is checked any more, but updates are still noted.
 
     Attributes:
@@ -69,8 +73,10 @@ class Watch:
         keeps_batches: Callable[[int], bool],
         checked: CheckedSteps | NoChecks,
         tell: Callable[[Exception], None],
+        shared: bool = False,
     ) -> None:
         self.checking = True
+        self._shared = shared
         self.model = model
         self.optimizer = optimizer
         self.clip_norm = clip_norm
@@ -82,7 +88,7 @@ class Watch:
         self.forwards = 0
         self.rng: dict[str, Tensor] = {}
         self.drew_random_numbers = False
-        self.passes_move_buffers = False
+        self.passes_move_buffers = shared and any(isinstance(m, NORMS) for m in model.modules())
         self.evaluation_mode: list[str] | None = None
         self._keeps_batches = keeps_batches
         self._checked = checked
@@ -102,7 +108,7 @@ class Watch:
         self._device = self._parameters[0][1].device
         self._precision = PrecisionWatch(model, self._device.type, tell)
         self._values = SampledFingerprint(model)
-        self._buffers = Fingerprint.of_buffers(model)
+        self._buffers = Fingerprint.of_buffers(model, NORMS if shared else ())
         self._values.take()
         if self._buffers is not None:
             self._buffers.take()
@@ -142,6 +148,11 @@ class Watch:
         """Generator states of the micro-batch just noted; empty where it drew no numbers."""
         if self._buffers is not None and self._buffers.retake():
             self.passes_move_buffers = True
+            if self._shared:
+                raise RecordingError(
+                    "passes of the model move buffers that are no running statistics of a norm, "
+                    "and how the processes share these is not known; train in a single process"
+                )
         rng, self.rng = self.rng, {}
         drew, self.drew_random_numbers = self.drew_random_numbers, False
         if rng and self.updates == self.noted:  # no update followed, so nothing has compared yet
@@ -342,7 +353,7 @@ class Watch:
             # A gradient as backward left it was not clipped, so the total norm must allow that.
             if same or self._checked.planned or self.updates % _NORM_EVERY == 0:
                 self._check_norm(self.clip_norm)
-        elif not same:
+        elif not same and not self._shared:
             name = self._names[id(self._sentinel.parameter)]
             raise RecordingError(
                 f"the gradient of {name} was changed between backward and optimizer.step() (update "

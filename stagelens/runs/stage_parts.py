@@ -48,9 +48,8 @@ def unfinished(files: CheckedFiles, folder: str, facts: StageFile) -> tuple[Stag
         counts = [sum(part.steps for part in parts) for parts in found]
         whose = f" of all {facts.processes} processes"
         if max(counts) > steps:
-            whose += (
-                f" (process {counts.index(steps)} saved the fewest, others up to {max(counts)})"
-            )
+            fewest = counts.index(steps)
+            whose += f" (process {fewest} saved the fewest, others up to {max(counts)})"
     said = (
         f"stage {facts.name!r} was not finished: {steps} steps{whose} were saved, later steps and "
         "its end state are missing (recording was stopped, or is still going on)"
@@ -75,12 +74,12 @@ def check_parts(root: Path, facts: StageFile) -> None:
                 f"{root}: stage {facts.name!r} says that it has {facts.steps} steps, "
                 f"but its parts hold {held}; restore the original folder"
             )
-    if facts.parallel is not None and facts.parallel.parts:
-        if len(facts.parts_of_each) != facts.processes:
-            raise RunError(
-                f"{root}: stage {facts.name!r} was trained by {facts.processes} processes, but its "
-                f"stage.json names the parts of {len(facts.parts_of_each)}; restore the original"
-            )
+    named = len(facts.parts_of_each)
+    if named not in (1, facts.processes):
+        raise RunError(
+            f"{root}: stage {facts.name!r} was trained by {facts.processes} processes, but its "
+            f"stage.json names the parts of {named}; restore the original folder"
+        )
 
 
 def _check_order(stage: str, parts: Sequence[PartRef]) -> int:

@@ -13,7 +13,10 @@ FIRST = ("tests/unit/test_linters.py", "tests/unit/test_comments_demo.py")
 
 TOGETHER = {
     f"tests/unit/test_{name}.py": "tests/unit: launched processes"
-    for name in ("killed_recordings", "processes", "pulse", "trainer_interruptions")
+    for name in (
+        *("killed_recordings", "processes", "pulse", "trainer_interruptions", "sharded_states"),
+        *("recording_in_processes", "trouble_in_processes", "trainings_in_processes"),
+    )
 }
 """Files that stay in one worker: each worker would make the server that forks for them anew."""
 
