@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,7 @@ from .options import (
     own_file,
 )
 from .table_files import check_table_file, write_table
-from .terminal import Reporter, Table, print_effects, print_table, say
+from .terminal import Reporter, Table, print_table, say
 
 commands = typer.Typer()
 
@@ -122,14 +123,26 @@ def answer(
             stage or None,
             report,
         )
-        results = [scores.scored(opened, examples.name, found, how, each) for each in wanted]
-        there = [scores.boundary_scores(opened, examples.name, found, each) for each in wanted]
+        scored = []
+        for each in wanted:
+            result = scores.scored(opened, examples.name, found, how, each)
+            there = scores.boundary_scores(opened, examples.name, found, each)
+            scored.append(_Scored(result, scores.mean_scores(opened, result), there))
     if as_json:
-        say(json.dumps(_json(found.models, results, there), indent=1))
+        say(json.dumps(_json(found.models, scored), indent=1))
     else:
-        _print(found.models, results, there)
+        _print(found.models, scored)
     if out is not None:
         write_table(out, _every(found.models))
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What a scorer says: its effect table, the means of that, and scores at every boundary."""
+
+    result: Result
+    means: pd.DataFrame
+    there: dict[str, np.ndarray]
 
 
 def _scorer(given: str) -> Scorer:
@@ -159,58 +172,89 @@ def _every(models: Any) -> pd.DataFrame:
     return table[["model", *(name for name in table if name != "model")]]
 
 
-def _print(models: Any, results: list[Result], there: list[dict[str, np.ndarray]]) -> None:
+def _print(models: Any, scored: list[_Scored]) -> None:
     final = models["final"]
-    many = final["example_id"].nunique()
-    changed = Table(title=f"Answers to {many:,} prompts that differ from the final model's")
+    first = _first(final)
+    changed = Table(title=f"Answers to {len(first):,} prompts that differ from the final model's")
     changed.add_column("model")
     changed.add_column("first answers that differ", justify="right")
-    first = _first(final)
     for name, table in models.items():
         if name != "final":
             own = _first(table).reindex(first.index)
             changed.add_row(name.replace(":", " "), f"{int((own != first).sum()):,}")
     print_table(changed)
-    for result, at in zip(results, there, strict=True):
-        print_effects(result)
-        name = next(iter(result.behaviours))
-        means = [f"{boundary} {_mean(values)}" for boundary, values in at.items()]
-        say(f"Mean {name} at each boundary: {', '.join(means)}.")
+    for each in scored:
+        _print_one(each)
+    for note in _notes(models):
+        say(f"Note: {note}")
+
+
+def _print_one(scored: _Scored) -> None:
+    (kind,) = scored.result.behaviours.values()
+    printed = Table(title=f"{kind.name} ({kind.better} is better), means over prompts")
+    for heading in ("stage", "final model", "without it", "effect (95 %)", "prompts", "trust"):
+        printed.add_column(heading, justify="left" if heading in ("stage", "trust") else "right")
+    for row, trust in zip(scored.means.itertuples(), scored.result.trust.values(), strict=True):
+        ends = f" ({row.low:+.3f} to {row.high:+.3f})" if np.isfinite(row.low) else ""
+        cells = [_shown(row.final), _shown(row.without), f"{row.effect:+.3f}{ends}"]
+        if not row.n:
+            cells = ["-", "-", "-"]
+        printed.add_row(row.stage, *cells, f"{row.n:,}", trust_word(trust))
+    print_table(printed)
+    means = [f"{boundary} {_shown(_mean(values))}" for boundary, values in scored.there.items()]
+    say(f"Mean {kind.name} at each boundary: {', '.join(means)}.")
+
+
+def _notes(models: Any) -> list[str]:
+    """What may make answers differ from what they seem to be."""
+    from stagelens.measuring.generation import NEAR_TIE
+
+    every = pd.concat(models.values())
+    close, cut = int((every["gap"] < NEAR_TIE).sum()), int(models["final"]["cut"].sum())
+    notes = []
+    if close:
+        notes.append(
+            f"in {close:,} of {len(every):,} answers two tokens were so nearly alike (logits less "
+            f"than {NEAR_TIE:g} apart) that another batch or machine may choose the other one"
+        )
+    if cut:
+        notes.append(
+            f"{cut:,} of {len(models['final']):,} prompts lost their beginning, to leave room for "
+            "the answer; a smaller --max-tokens leaves more of them"
+        )
+    return notes
 
 
 def _first(table: pd.DataFrame) -> pd.Series:
     return table[table["sample"] == 0].set_index("example_id")["answer"]
 
 
-def _mean(values: np.ndarray) -> str:
+def _mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
-    return f"{known.mean():.3f}" if len(known) else "-"
+    return float(known.mean()) if len(known) else float("nan")
 
 
-def _json(models: Any, results: list[Result], there: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    scored = []
-    for result, at in zip(results, there, strict=True):
-        (kind,) = result.facts.behaviours
-        means = result.table.groupby("stage", sort=False)["effect"].mean()
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "-"
+
+
+def _json(models: Any, scored: list[_Scored]) -> dict[str, Any]:
+    found = []
+    for each in scored:
+        (kind,) = each.result.facts.behaviours
         stages = [
-            {"stage": one, "effect": _number(means[one]), "trust": trust_word(trust)}
-            for one, trust in result.trust.items()
+            {name: _number(value) for name, value in row.items()} | {"trust": trust_word(trust)}
+            for row, trust in zip(
+                each.means.to_dict("records"), each.result.trust.values(), strict=True
+            )
         ]
-        boundaries = {
-            name: _number(np.nanmean(v) if np.isfinite(v).any() else np.nan)
-            for name, v in at.items()
-        }
-        scored.append(
-            {
-                "behaviour": kind.name,
-                "better": kind.better,
-                "settings": result.facts.settings,
-                "boundaries": boundaries,
-                "stages": stages,
-            }
-        )
-    return {"models": list(models), "scores": scored}
+        facts = {"behaviour": kind.name, "better": kind.better}
+        facts |= {"settings": each.result.facts.settings}
+        there = {name: _number(_mean(values)) for name, values in each.there.items()}
+        found.append({**facts, "boundaries": there, "stages": stages})
+    return {"models": list(models), "scores": found, "notes": _notes(models)}
 
 
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _number(value: Any) -> Any:
+    """A value as JSON has it, which knows no NaN."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -111,7 +111,8 @@ class Answers:
 
     Attributes:
         models: By ``final``, ``after:STAGE``, ``without:STAGE``, one row per prompt and sample:
-            ``example_id``, ``sample``, ``answer``, ``tokens``, ``ended``, ``gap``.
+            ``example_id``, ``sample``, ``answer``, ``tokens``, ``ended``, ``gap``,
+            ``cut``.
         trust: What is known of each model without a stage.
         estimator: How these were obtained.
         settings: Of the estimator.
@@ -309,11 +310,11 @@ def _generated(
 def _rows(answers: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            (name, number, each.text, each.tokens, each.ended, each.gap)
+            (name, number, each.text, each.tokens, each.ended, each.gap, each.cut)
             for name, own in answers.items()
             for number, each in enumerate(own)
         ],
-        columns=["example_id", "sample", "answer", "tokens", "ended", "gap"],
+        columns=["example_id", "sample", "answer", "tokens", "ended", "gap", "cut"],
     )
 
 
@@ -332,5 +333,6 @@ def _choices(
             "tokens": 0,
             "ended": True,
             "gap": np.nan,
+            "cut": False,
         }
     )

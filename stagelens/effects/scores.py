@@ -11,8 +11,10 @@ import pandas as pd
 from stagelens.contracts import BASE, Answered, Behaviour, Scorer
 from stagelens.estimators.expected_error import judged_replay
 from stagelens.runs.run import Run
+from stagelens.runs.sets.clusters import CLUSTER, with_sources
 
 from .answers import VERSION, Answers, How, prompts_of, references_of
+from .contrasts import mean_spread
 from .results import EFFECT_COLUMNS, BehaviourFacts, Result, ResultFacts, save_result
 
 
@@ -61,6 +63,34 @@ def scored(run: Run, set_name: str, answers: Answers, how: How, scorer: Scorer) 
     result = Result(facts, pd.concat(blocks, ignore_index=True))
     save_result(run, result)
     return result
+
+
+def mean_scores(run: Run, result: Result) -> pd.DataFrame:
+    """Mean effects of every stage on a score, with 95 % intervals over prompts.
+
+    Prompts that share a source are clustered. Of scores from 0 to 1, one change each way is taken
+    to have been seen besides, as of accuracy (see ``contrasts.added_error``): where no score
+    changed, others might have.
+
+    Returns:
+        One row per stage: ``stage``, ``n`` prompts with a score, ``missing`` ones, means ``final``,
+        ``without`` and ``effect``, and its interval ``low`` to ``high``; NaN of a refused stage.
+    """
+    (kind,) = result.behaviours.values()
+    sources = with_sources(run.evaluation_set(result.facts.set_name)).get(CLUSTER)
+    numbers = None if sources is None else pd.factorize(sources)[0]
+    bounded = (kind.lowest, kind.highest) == (0.0, 1.0)
+    rows = []
+    for stage in result.trust:
+        own = result.table[result.table["stage"] == stage]
+        effect = own["effect"].to_numpy()
+        known = np.isfinite(effect)
+        spread = mean_spread(effect, numbers, bounded)
+        means = {n: own[n][known].mean() for n in ("final", "without", "effect")}
+        low, high = spread.ends() if known.any() else (np.nan, np.nan)
+        counts = {"n": int(known.sum()), "missing": int((~known).sum())}
+        rows.append({"stage": stage, **counts, **means, "low": low, "high": high})
+    return pd.DataFrame(rows)
 
 
 def score_settings(settings: Mapping[str, Any], how: How, scorer: Scorer) -> dict[str, Any]:

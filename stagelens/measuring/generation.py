@@ -76,12 +76,14 @@ class Answer:
         ended: Whether it ended by itself or at a stop, not by ``max_tokens``.
         gap: The smallest difference of the two best logits on the way, noise of sampling included:
             below :data:`NEAR_TIE` another batch or machine may go on otherwise.
+        cut: Whether the prompt was too long, and lost its beginning (an encoder's its end).
     """
 
     text: str
     tokens: int
     ended: bool
     gap: float
+    cut: bool
 
 
 def generate(
@@ -112,7 +114,8 @@ def generate(
         By id, ``how.each`` answers.
 
     Raises:
-        TaskError: The task's models do not generate, or the tokenizer fails on a prompt.
+        TaskError: The task's models do not generate, the tokenizer fails on a prompt, or answers
+            leave no room for one.
     """
     task = generating(task, model)
     placed = Placed(model)
@@ -120,10 +123,10 @@ def generate(
     rows = []
     for name, prompt in prompts.items():
         try:
-            ids = task.prompt_tokens(prompt, how.max_tokens)
+            ids, cut = task.prompt_tokens(prompt, how.max_tokens)
         except ValueError as error:
             raise TaskError(f"example {name!r} {error}") from None
-        rows += [_Row(name, number, ids) for number in range(how.each)]
+        rows += [_Row(name, number, ids, cut) for number in range(how.each)]
     found: dict[tuple[str, int], Answer] = {}
     with torch.inference_mode(), devices.full_precision(placed.device):
         for batch in _batches(task, model, rows, how, tokens):
@@ -152,6 +155,7 @@ class _Row:
     name: str
     sample: int
     ids: list[int]
+    cut: bool
 
     def noise(self, seed: int) -> torch.Generator:
         """Where this row's noise comes from."""
@@ -220,7 +224,8 @@ def _generated(
             text = task.tokenizer.decode(own[:count], special=False)
             text = text[: min(stops)]
         ended = end is not None or bool(stops)
-        answers.append(Answer(text, count, ended, min(best.gaps[number][:count])))
+        gap = min(best.gaps[number][:count])
+        answers.append(Answer(text, count, ended, gap, rows[number].cut))
     return answers
 
 

@@ -252,14 +252,15 @@ class CausalLM(TransformerTask):
             body = body[len(body) - (room - len(answer)) :]
         return _Row([*begin, *body, *answer], len(begin) + len(body), cut)
 
-    def prompt_tokens(self, prompt: str, room: int = 0) -> list[int]:
-        """A prompt as the tokens that an answer goes on from.
+    def prompt_tokens(self, prompt: str, room: int = 0) -> tuple[list[int], bool]:
+        """A prompt as the tokens that an answer goes on from, and whether its beginning was cut.
 
         Args:
             prompt: A beginning-of-text token that a chat template put before it is not doubled.
-            room: Tokens to leave for the answer; a prompt that is too long loses its beginning.
+            room: Tokens to leave for the answer.
 
         Raises:
+            TaskError: No room is left for a prompt.
             ValueError: The tokenizer fails on it.
         """
         framed = self.tokenizer.encode(prompt)
@@ -267,10 +268,15 @@ class CausalLM(TransformerTask):
         body = self.tokenizer.encode(prompt, special=False).ids
         body = body[len(begin) :] if begin and body[: len(begin)] == begin else body
         begin = begin if begin or body else [self._start_id]
-        if self.longest is not None:
-            left = max(self.longest - room - len(begin), 1 if not begin else 0)
-            body = body[len(body) - left :] if left < len(body) else body
-        return [*begin, *body]
+        if self.longest is None or len(begin) + len(body) + room <= self.longest:
+            return [*begin, *body], False
+        left = self.longest - room - len(begin)
+        if left < 1:
+            raise TaskError(
+                f"answers of {room} tokens leave no room for a prompt in a model that takes "
+                f"{self.longest}; ask for shorter ones"
+            )
+        return [*begin, *body[len(body) - left :]], True
 
     def _labelled(self, rows: Sequence[_Row]) -> Batch:
         """Rows as a batch whose labels are the tokens after each row's prompt."""

@@ -96,9 +96,10 @@ class Seq2Seq(CausalLM):
             )
         return {**self._read(prompts), "labels": self._answers(completions)}
 
-    def prompt_tokens(self, prompt: str, room: int = 0) -> list[int]:
-        """What the encoder reads; the decoder's answer takes no room of it."""
-        return self._cut(0, prompt).ids
+    def prompt_tokens(self, prompt: str, room: int = 0) -> tuple[list[int], bool]:
+        """What the encoder reads, and whether its end was cut; the answer takes no room of it."""
+        ids = self._cut(0, prompt).ids
+        return ids, len(ids) < len(self.tokenizer.encode(prompt).ids)
 
     def _read(self, prompts: Sequence[str]) -> Batch:
         return self._padded([self._cut(number, text).ids for number, text in enumerate(prompts)])

@@ -18,7 +18,7 @@ from stagelens.contracts import BASE, SetError
 from stagelens.effects import answers
 from stagelens.effects.answers import Choosing, answer, questions_of
 from stagelens.effects.results import load_result, stored_results
-from stagelens.effects.scores import boundary_scores, score_settings, scored
+from stagelens.effects.scores import boundary_scores, mean_scores, score_settings, scored
 from stagelens.measuring.choices import multiple_choice
 from stagelens.measuring.generation import Generation, generate
 from stagelens.measuring.scorers import find_scorer
@@ -97,6 +97,24 @@ def test_scores_are_an_effect_table_that_is_found_again(run: Run) -> None:
     assert load_result(run, "test", "scores", "replay", other) is None
 
 
+def test_a_replay_that_is_not_exact_is_judged_by_what_it_repeats(run: Run) -> None:
+    found = answer(run, "test", HOW)
+    scorer = stagelens.Scorer("length", lambda p, a, r: len(a), highest=99.0)
+    final = found.models["final"]
+    off = final.assign(answer=final["answer"] + "x" * 50)
+    for table, word in ((final, "exact"), (off, "refused")):
+        models = {**found.models, f"repeated:{STAGES[0]}": table}
+        own = answers.Answers(models, found.trust, found.estimator, found.settings)
+        result = scored(run, "test", own, HOW, scorer)
+        assert (result.trust[STAGES[0]].trust == "refused") == (word == "refused")
+        rows = result.table[result.table["stage"] == STAGES[0]]
+        assert rows["effect"].isna().all() == (word == "refused")
+        assert result.trust[STAGES[1]].trust == "exact"
+        means = mean_scores(run, result).set_index("stage")
+        assert means.loc[STAGES[0], "n"] == (0 if word == "refused" else 4)
+        assert np.isnan(means.loc[STAGES[0], "low"]) == (word == "refused")
+
+
 def test_samples_have_a_mean_and_a_deviation(run: Run) -> None:
     how = Generation(max_tokens=3, samples=4, temperature=3.0)
     found = answer(run, "test", how, stages=[STAGES[0]])
@@ -153,7 +171,7 @@ def test_the_command_answers_scores_and_writes(recorded: Path, tmp_path: Path) -
     ]
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output
-    assert "score:contains (higher is better)" in done.output
+    assert "score:contains (higher is better), means over prompts" in done.output
     assert "Mean score:refusal at each boundary: base 0.000, general" in done.output
     table = pd.read_csv(out, keep_default_na=False)
     assert set(table["model"]) > {"final", "without:habits", "after:base"}
@@ -163,6 +181,8 @@ def test_the_command_answers_scores_and_writes(recorded: Path, tmp_path: Path) -
     assert score["behaviour"] == "score:regex"
     assert [each["trust"] for each in score["stages"]] == ["exact"] * 3
     assert list(score["boundaries"]) == [BASE, *STAGES]
+    for each in score["stages"]:
+        assert each["n"] == 4 and each["low"] < each["effect"] < each["high"]
 
 
 @pytest.mark.parametrize(

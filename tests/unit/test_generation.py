@@ -46,7 +46,7 @@ def test_greedy_answers_are_those_of_a_loop_over_the_best_token(kind: str) -> No
     task, model = language(kind)
     found = answers(task, model, Generation(max_tokens=8))
     for name, prompt in PROMPTS.items():
-        ids = list(task.prompt_tokens(prompt, 8))
+        ids = list(task.prompt_tokens(prompt, 8)[0])
         start, gap = len(ids), float("inf")
         while len(ids) - start < 8:
             with torch.inference_mode():
@@ -86,7 +86,7 @@ def test_samples_are_drawn_by_prompt_and_seed_from_the_models_probabilities() ->
     how = Generation(max_tokens=1, samples=1000, seed=1, temperature=2.0)
     found = answers(task, model, how, 8192, {"cat": PROMPTS["cat"]})["cat"]
     with torch.inference_mode():
-        ids = torch.tensor([task.prompt_tokens(PROMPTS["cat"])])
+        ids = torch.tensor([task.prompt_tokens(PROMPTS["cat"])[0]])
         chances = (model(input_ids=ids).logits[0, -1].double() / 2).softmax(0)
     texts = [each.text for each in found]
     said = [task.tokenizer.decode([token], special=False) for token in range(len(chances))]
@@ -131,7 +131,7 @@ def test_sequence_to_sequence_models_answer_what_their_encoder_reads() -> None:
     task = Seq2Seq.from_model(model, tokenizer)
     found = answers(task, model, Generation(max_tokens=6))
     for name, prompt in PROMPTS.items():
-        ids = torch.tensor([task.prompt_tokens(prompt)])
+        ids = torch.tensor([task.prompt_tokens(prompt)[0]])
         with torch.inference_mode():
             out = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
         (own,) = found[name]
@@ -143,11 +143,13 @@ def test_a_long_prompt_loses_its_beginning_and_a_doubled_begin_is_none() -> None
     tokenizer = gpt_tokenizer("<s>")
     task = CausalLM.from_model(gpt(tokenizer), tokenizer)
     long = "the cat sat on the mat " * 20
-    ids = task.prompt_tokens(long, room=10)
-    assert len(ids) == 48 - 10 and ids[0] == tokenizer.bos_token_id
+    ids, cut = task.prompt_tokens(long, room=10)
+    assert cut and len(ids) == 48 - 10 and ids[0] == tokenizer.bos_token_id
     assert ids[1:] == tokenizer(long, add_special_tokens=False)["input_ids"][-37:]
     assert task.prompt_tokens("<s>a dog") == task.prompt_tokens("a dog")
-    assert task.prompt_tokens("") == [tokenizer.bos_token_id]
+    assert task.prompt_tokens("") == ([tokenizer.bos_token_id], False)
+    with pytest.raises(TaskError, match="answers of 47 tokens leave no room for a prompt"):
+        task.prompt_tokens("a dog", room=47)
 
 
 def test_conversations_become_prompts_by_the_tokenizers_template() -> None:
