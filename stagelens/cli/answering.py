@@ -248,8 +248,8 @@ def _json(models: Any, scored: list[_Scored]) -> dict[str, Any]:
                 each.means.to_dict("records"), each.result.trust.values(), strict=True
             )
         ]
-        facts = {"behaviour": kind.name, "better": kind.better}
-        facts |= {"settings": each.result.facts.settings}
+        facts: dict[str, Any] = {"behaviour": kind.name, "better": kind.better}
+        facts["settings"] = each.result.facts.settings
         there = {name: _number(_mean(values)) for name, values in each.there.items()}
         found.append({**facts, "boundaries": there, "stages": stages})
     return {"models": list(models), "scores": found, "notes": _notes(models)}
