@@ -30,6 +30,7 @@ from .merging import note_merge
 from .parallel_models import unwrapped_model
 from .resuming import end_at_checkpoint, reached, sealed
 from .run_writer import RunWriter
+from .size_ahead import SizeAhead
 from .stage_recorder import StageRecorder
 from .stage_settings import StageSettings
 from .stage_together import PATIENCE
@@ -106,6 +107,11 @@ class Recorder:
     def file(self) -> RunFile:
         """What run.json says now."""
         return self._writer.file
+
+    @property
+    def size_ahead(self) -> SizeAhead | None:
+        """What the run will take on disk, from the first step of its first stage on."""
+        return self._writer.ahead
 
     def note(self, sentence: str) -> None:
         """Keep a sentence that people should know about the run; kept once a stage begins."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -16,10 +16,14 @@ from stagelens.runs.boundary_facts import Merge
 from stagelens.runs.checked_files import CheckedFiles
 from stagelens.runs.files import write_json
 from stagelens.runs.lineage import NEWEST, common
+from stagelens.runs.optimizer_set import AnyOptimizer
 from stagelens.runs.run import Stage, open_run
 from stagelens.runs.schema import RunFile, StageFile, StageRef, StateRef
+from stagelens.runs.steps import FlatStep
 
 from .final_model import FinalModel, superseded
+from .size_ahead import SizeAhead, tell_size
+from .stage_settings import StageSettings
 from .together import Together
 
 
@@ -43,6 +47,7 @@ class RunWriter:
     Attributes:
         before: What the stage that began last started from; None where that is the base.
         begun: Stages that were begun since that one ended.
+        ahead: How large the run becomes, from its first step on.
     """
 
     def __init__(
@@ -61,6 +66,8 @@ class RunWriter:
         self._written = file
         self._open: OpenStage | None = None
         self.final: FinalModel | None = None
+        self.ahead: SizeAhead | None = None
+        self._foretold = False
 
     def refresh(self) -> None:
         """Take in what the main process has written; it knows that by itself."""
@@ -177,6 +184,23 @@ class RunWriter:
         """
         if self.file != self._written:
             self._write(self.file)
+
+    def foretelling(
+        self, model: nn.Module, optimizer: AnyOptimizer, settings: StageSettings
+    ) -> Callable[[FlatStep], None] | None:
+        """What says, at the first step of the first stage, how large the run becomes."""
+        if self.last is not None or self._foretold:
+            return None
+
+        def tell(step: FlatStep) -> None:
+            self._foretold = True
+            # Whatever fails here, the training and its recording go on.
+            with suppress(Exception):
+                count = self.together.count
+                self.ahead = SizeAhead.of(model, optimizer, step, settings, count)
+                tell_size(self.path, self.ahead)
+
+        return tell
 
     def keep_final(self, stage: str, model: nn.Module) -> None:
         """Remember the model that a finished stage left, to tell whether it is changed later."""

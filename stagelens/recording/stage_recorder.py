@@ -65,12 +65,12 @@ class StageRecorder:
         self.problems = Problems(name, settings.on_problem == "raise")
         self._run = run
         self._folder = folder
-        self._model = model
-        self._optimizer = optimizer
+        self._model, self._optimizer = model, optimizer
         self._settings = settings
         self._names = {id(p): n for n, p in model.named_parameters()}
         self._together = StageTogether(run.together, name, settings.kind)
-        self._writer = StepWriter(run.path, folder, settings.flush_every)
+        ahead = run.foretelling(model, optimizer, settings)
+        self._writer = StepWriter(run.path, folder, settings.flush_every, foretell=ahead)
         self._files: StageFiles | None = None
         self._checked: Checks | None = None
         self._watch: Watch | UpdateCount = UpdateCount(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +49,7 @@ class StepWriter:
         flush_every: Most steps to hold.
         schedule: Whether what the main process writes of a step is written: hyperparameters, and
             which parameters had no gradient.
+        foretell: Told of the first step, at once.
 
     Attributes:
         parts: Those on disk, in order.
@@ -56,7 +57,14 @@ class StepWriter:
         stopped: Whether later steps are left out, because some could not be written.
     """
 
-    def __init__(self, root: Path, folder: str, flush_every: int, schedule: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        folder: str,
+        flush_every: int,
+        schedule: bool = True,
+        foretell: Callable[[FlatStep], None] | None = None,
+    ) -> None:
         self.parts: list[PartRef] = []
         self.steps = 0
         self.stopped = False
@@ -64,6 +72,7 @@ class StepWriter:
         self._folder = folder
         self._flush_every = flush_every
         self._schedule = schedule
+        self._foretell = foretell
         self._pending: list[FlatStep] = []
         self._losses: list[Sequence[Tensor | float]] = []
         self._bytes = 0
@@ -89,7 +98,11 @@ class StepWriter:
             return
         if not self._schedule:
             record = replace(record, groups=[], missing=())
-        self._pending.append(FlatStep(record, list(micro)))
+        step = FlatStep(record, list(micro))
+        self._pending.append(step)
+        if (foretell := self._foretell) is not None:
+            self._foretell = None
+            foretell(step)
         self._losses.append(losses)
         for one in micro:
             for tensor in one.tensors:
