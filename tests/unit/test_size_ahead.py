@@ -20,15 +20,15 @@ from stagelens.runs.sizes import sizes
 from tests.support.loops import make_batches, make_task, train
 from tests.support.small_texts import gpt, gpt_tokenizer
 
-STEPS = 24
+STEPS = 20
 
 
 def token_batches(model: Any) -> Iterator[dict[str, torch.Tensor]]:
     """Every label is that of its token, but for padding."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
-        ids = torch.randint(model.config.vocab_size, (48, 32), generator=generator)
-        mask = (torch.arange(32) < 28).long().expand(48, 32).contiguous()
+        ids = torch.randint(model.config.vocab_size, (64, 32), generator=generator)
+        mask = (torch.arange(32) < 28).long().expand(64, 32).contiguous()
         yield {
             "input_ids": ids,
             "attention_mask": mask,
