@@ -129,7 +129,7 @@ class Recorder:
         Warns if the model of the last stage was changed after the stage.
         """
         if (writer := self.__dict__.get("_writer")) is not None:  # none if it was refused
-            _check_final(writer)
+            writer.check_final()
             # Of a disk that is full or not there any more, a warning told already.
             with contextlib.suppress(OSError):
                 writer.write_notes()
@@ -365,7 +365,7 @@ class Recorder:
 
         Warns if the model of the last stage was changed after the stage.
         """
-        _check_final(self._writer)
+        self._writer.check_final()
         with self._writer.together.after_main(f"set/{name}", PATIENCE):
             return write_set(
                 self.path,
@@ -398,8 +398,3 @@ def note_in_run(path: Path, task: Task | None, sentence: str) -> None:
             recorder = Recorder(path, task or open_run(path, leaf=NEWEST).task, resume=True)
         recorder.note(sentence)
         recorder.close()
-
-
-def _check_final(writer: RunWriter) -> None:
-    if writer.final is not None:
-        writer.final.check()

@@ -207,6 +207,11 @@ class RunWriter:
         with suppress(RuntimeError, MemoryError):
             self.final = FinalModel(self.path, stage, model)
 
+    def check_final(self) -> None:
+        """Warn if the model of the last stage was changed after it."""
+        if self.final is not None:
+            self.final.check()
+
     def end(self, stage: OpenStage) -> None:
         """Called when a stage's block is left."""
         if self._open is stage:  # not one that was refused within another
