@@ -97,7 +97,7 @@ def show(
     if words_found is None:
         st.page_link(
             components.FEATURES,
-            label="Find words to insert",
+            label="Find words",
             icon=":material/troubleshoot:",
             help="Words that go with a stage's effect are offered here once they have been found.",
             query_params=components.here(**{state.PART: state.FOUND}),
