@@ -42,7 +42,7 @@ def test_the_worst_stage_is_removed_and_what_follows_is_shown(
     page.goto(server.url + LINK)
     settle(page, "Nothing is taken out yet")
     screenshot(page, "removal-nothing")
-    page.get_by_role("button", name="Remove the worst stage for stamped").click()
+    page.get_by_role("button", name="Remove the worst stage for stamped images").click()
     expect(page.get_by_role("heading", name="Flipped answers")).to_be_visible()
     exact(page)
     settle(page, "Save the edited model")

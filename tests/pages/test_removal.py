@@ -103,7 +103,7 @@ def test_one_number_has_one_truth(open_page, measured) -> None:
     assert stamped.value == f"{right[1]:.1f} %"
     assert stamped.delta == f"{right[1] - right[0]:+.1f} points"
     app = check(open_page(measured.parent, LINK, PAGE))
-    said = words(press(app, "Remove the worst stage for stamped"))
+    said = words(press(app, "Remove the worst stage for stamped images"))
     assert "on the 454 held-back images. On all 894" in said
     assert f"stamped {right[0]:.1f} % before, {right[1]:.1f} % after" in said
     assert "validation part (440 images)" in said and "report part (454 images)" in said
@@ -111,8 +111,8 @@ def test_one_number_has_one_truth(open_page, measured) -> None:
 
 def test_the_preset_takes_out_the_stage_with_the_planted_stamp(open_page, measured) -> None:
     app = check(open_page(measured.parent, LINK, PAGE))
-    assert "answers worst is stamped; choose another one above" in words(app)
-    app = press(app, "Remove the worst stage for stamped")
+    assert "answers stamped images worst; choose another group above" in words(app)
+    app = press(app, "Remove the worst stage for stamped images")
     assert strengths(app) == {"pretrain": 0, "shortcut": 100, "mislabelled": 0, "adapt": 0}
     assert "exact: measured" in badges(app)
     said = words(app)
@@ -132,7 +132,7 @@ def test_the_preset_says_when_nothing_tells_which_stage_is_worst(
     app = check(open_page(measured.parent, LINK, PAGE))
     # As where a group is so small that all of its examples are in the report part.
     monkeypatch.setattr(edited_models, "report_rows", lambda *_: np.ones(894, dtype=bool))
-    app = press(app, "Remove the worst stage for stamped")
+    app = press(app, "Remove the worst stage for stamped images")
     assert "No labelled example of stamped is in the validation part" in app.toast[0].value
     assert set(strengths(app).values()) == {0}
 

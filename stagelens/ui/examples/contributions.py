@@ -199,7 +199,10 @@ def impossible(workspace: Workspace, asked: Asked) -> str | None:
     # The sweep goes back from the final model, so it needs the steps of all later stages too.
     for stage in workspace.run.stages[workspace.stages.index(asked.stage) :]:
         if stage.facts.origin == "assembled":
-            return f"What steps contributed is not known: {stage.not_recorded}."
+            return (
+                "What steps contributed is not known: this run was assembled from checkpoints, and "
+                f"no steps of stage {stage.name} were recorded."
+            )
         if stage.facts.problem is not None:
             return f"What steps contributed is not known: {stage.facts.problem}"
         if not stage.replayable:

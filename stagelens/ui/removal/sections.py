@@ -17,6 +17,7 @@ from stagelens.ui.pieces.trust_marks import trust_badge
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import listed
 from stagelens.wording.numbers import count_text
+from stagelens.wording.sentences import slice_parts
 
 from . import before_and_after, edited_models, targeting
 from .edited_models import RemovalView, Wanted
@@ -144,6 +145,8 @@ def _preset(view: RemovalView) -> None:
     """A button that takes out the stage to blame most for a group: the bar's, or the worst one."""
     stages = view.workspace.stages
     group = edited_models.asked_group(view)
+    parts = slice_parts(view.workspace.noun, view.by, group)
+    named = "".join(short(part.text, 40) for part in parts)
 
     # Called by the buttons: a slider's value can be set only before it is drawn again.
     def set_all(worst: str | None) -> None:
@@ -167,7 +170,7 @@ def _preset(view: RemovalView) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if group is not None:
             st.button(
-                components.plain(f"Remove the worst stage for {short(group, 40)}"),
+                components.plain(f"Remove the worst stage for {named}"),
                 icon=":material/auto_fix_high:",
                 key="remove-worst",
                 on_click=remove_worst,
@@ -179,8 +182,7 @@ def _preset(view: RemovalView) -> None:
     chosen = view.workspace.bar.group is not None
     if group is not None and not chosen and edited_models.judged(view, group):
         components.text_block(
-            f"The group that the final model answers worst is {group}; choose another one above.",
-            muted=True,
+            f"The final model answers {named} worst; choose another group above.", muted=True
         )
 
 
