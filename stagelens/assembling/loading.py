@@ -32,6 +32,7 @@ from .checkpoints import (
     read_json_object,
     whole_checkpoint,
 )
+from .dequantising import dequantise, expanding, quantised
 from .sharded import make_whole
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Loader:
             made = self._gathered(place, earlier)
         elif (folder / ADAPTER).is_file() and not _plain(folder):
             made = self._adapted(place, earlier)
-        elif (method := _quantised(folder)) is not None and (self.allow_bin or _plain(folder)):
+        elif (method := quantised(folder)) is not None and (self.allow_bin or _plain(folder)):
             made = self._dequantised(place, method)
         elif self.allow_bin and not _plain(folder) and any(folder.glob(BINS)):
             made = self._unpickled(place)
@@ -116,18 +117,12 @@ class Loader:
         return self._saved(place, model, "read from pytorch_model.bin, without any code in it")
 
     def _dequantised(self, place: Place, method: str) -> Checkpoint:
-        # Some kinds are expanded while they are loaded, others afterwards.
         content = read_json_object(place.folder / "config.json", CONFIG_BYTES)
-        own = _reading(place, lambda: _expanding(content["quantization_config"]))
+        own = _reading(place, lambda: expanding(content["quantization_config"]))
         model = self._whole(
             place, place.folder, {"dtype": "auto", **({"quantization_config": own} if own else {})}
         )
-        if own is None:
-            _reading(place, model.dequantize)
-        for holder in (model, model.config):
-            if hasattr(holder, "quantization_config"):
-                del holder.quantization_config
-        model.hf_quantizer = None
+        _reading(place, lambda: dequantise(model, expanded=own is not None))
         return self._saved(
             place, model, f"quantised ({method}); what is measured are its dequantised weights"
         )
@@ -229,25 +224,6 @@ def _plain(folder: Path) -> bool:
 
 def _weight_files(folder: Path) -> list[Path]:
     return [*folder.glob("*.safetensors")] or [*folder.glob(BINS)]
-
-
-def _quantised(folder: Path) -> str | None:
-    """How a folder's weights are quantised; None if they are not."""
-    if not (folder / "config.json").is_file():
-        return None
-    own = read_json_object(folder / "config.json", CONFIG_BYTES).get("quantization_config")
-    return None if own is None else str((own or {}).get("quant_method") or "of no known kind")
-
-
-def _expanding(content: Mapping[str, Any]) -> Any:
-    """The quantisation of a folder, told to expand its weights; None where it cannot be told."""
-    from transformers.quantizers.auto import AutoQuantizationConfig
-
-    own = AutoQuantizationConfig.from_dict(dict(content))
-    if not hasattr(own, "dequantize"):
-        return None
-    own.dequantize = True
-    return own
 
 
 def _class_of(config: Mapping[str, Any]) -> Any:

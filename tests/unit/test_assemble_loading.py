@@ -215,6 +215,23 @@ def test_weights_in_4_bits_are_dequantised(tmp_path: Path) -> None:
     assert any("sft: quantised (bitsandbytes)" in note for note in run.problems)
 
 
+def test_layers_that_quantising_transposes_are_turned_back(tmp_path: Path) -> None:
+    base = save(gpt(gpt_tokenizer(), n_embd=64), tmp_path / "base", gpt_tokenizer())
+    four = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    model = CAUSAL.from_pretrained(base, quantization_config=four, dtype=torch.float32)
+    sft = save(model, tmp_path / "sft")
+    expanded = CAUSAL.from_pretrained(sft).dequantize()
+    assert expanded.transformer.h[0].attn.c_attn.weight.shape == (192, 64)
+    run = stagelens.assemble({"base": base, "sft": sft}, tmp_path / "run")
+
+    own = CAUSAL.from_pretrained(base)
+    own.load_state_dict(dict(run.last.end().model), strict=False)
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        answers = [each.eval()(ids).logits for each in (own, expanded)]
+    assert torch.allclose(*answers, atol=1e-5)
+
+
 def test_rows_that_the_final_vocabulary_lacks_are_left_out(base: Path, tmp_path: Path) -> None:
     model = CAUSAL.from_pretrained(base)
     rows = model.transformer.wte.weight.shape[0]
