@@ -22,7 +22,8 @@ if workspace is not None:
             focus = switchboard.focus_of(workspace, effects, behaviour, by, group)
             board = switchboard.show(workspace, effects, behaviour, focus)
             of_run, effects = effects, recipe.choose(workspace, effects)
-            sections.headlines(workspace, effects, behaviour, by, group)
+            named = None if focus.other is not None else by  # all examples were asked for
+            sections.headlines(workspace, effects, behaviour, named, group)
             story.tell_story(workspace, of_run)
             # The switchboard has bars already, unless those here are of the recipe.
             folded = board and effects is of_run

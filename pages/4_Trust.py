@@ -1,10 +1,10 @@
-"""Trust: what promises are worth, estimates against replay, costs, and the noise of training."""
+"""Trust: the numbers in use, estimates against replay, noise, draws, costs, and promises."""
 
 from __future__ import annotations
 
 from stagelens.ui.opening.workspace import open_workspace
 from stagelens.ui.pieces import components
-from stagelens.ui.trust import calibration, costs, draws, sections, stages, verifying
+from stagelens.ui.trust import calibration, costs, draws, in_use, sections, stages, verifying
 
 _UNUSED = {
     "by": "This page shows all examples, or one slice.",
@@ -17,10 +17,11 @@ workspace = open_workspace("Trust", effects=False, unused=_UNUSED)
 if workspace is not None:
     with components.errors_told():
         sections.heading(workspace)
-        calibration.what_promises_are_worth(workspace)
+        in_use.numbers_in_use(workspace)
         view = sections.choose(workspace)
         if view is None:
             verifying.nothing_yet(workspace)
+            calibration.what_promises_are_worth(workspace)
             verifying.verification_form(workspace)
         else:
             sections.against_replay(view)
@@ -28,4 +29,5 @@ if workspace is not None:
             stages.noise(workspace, view)
             draws.draws(workspace, view)
             costs.every_estimate(workspace, view)
+            calibration.what_promises_are_worth(workspace)
             verifying.verification_form(workspace)

@@ -40,15 +40,17 @@ def with_promises(folder: Path) -> None:
     save_result(run, type(found)(facts, found.table))
 
 
-def test_it_opens_with_what_promises_are_worth(open_page, demo_copy: Path) -> None:
+def test_it_opens_with_the_numbers_in_use_and_says_what_promises_are_worth(
+    open_page, demo_copy: Path
+) -> None:
     with_promises(demo_copy)
     app = check(open_page(demo_copy.parent, "run=digits", PAGE))
-    said, first = words(app), figures(app)[0]["alt"]
-    assert first.startswith(
-        "Promised against true errors of 40 estimates on 4 kinds of training runs"
-    )
+    said, start = words(app), "Promised against true errors of 40 estimates on 4 kinds of training"
+    (first,) = [one["alt"] for one in figures(app) if one["alt"].startswith(start)]
     assert "pretrain" in first and "up to 12 %" in first and "true " in first
-    assert said.index("What a promised error is worth") < said.index("Estimates against replay")
+    heads = ("The numbers in use", "Estimates against replay", "What a promised error is worth")
+    assert sorted(heads, key=said.index) == list(heads)
+    assert "The other pages show effects by replay" in said and "● pretrain, shortcut" in said
     assert (
         "Of 8 estimates called reliable, on kinds of runs that the formula had not seen, 75 % were "
         "close enough to a replay (r at least 0.9, error at most 50 %); in the worst kind (family "

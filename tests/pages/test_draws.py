@@ -129,8 +129,8 @@ def test_the_trust_page_shows_every_kind_of_draw_with_its_spread(open_page, draw
     tables = [one.value for one in app.dataframe if "mean over draws" in one.value.columns]
     assert len(tables) == 2
     for one in tables:
-        assert (one["low"] <= one["mean over draws"]).all()
-        assert (one["mean over draws"] <= one["high"]).all()
+        assert (one["95 % low"] <= one["mean over draws"]).all()
+        assert (one["mean over draws"] <= one["95 % high"]).all()
         assert (one["sd over draws"] > 0).all() and set(one["finding"]) == {"yes"}
 
 

@@ -135,7 +135,7 @@ def test_other_pages_say_verified_and_within_noise(open_page, verified: Path) ->
     assert [a or z for a, z in zip(found, zeros, strict=True)] == [
         bool(e) or z for e, z in zip(expected, zeros, strict=True)
     ]
-    assert "≈ within training noise, so not a finding." in words(app)
+    assert "≈ within training noise (below 2 noise sd of that very example)" in words(app)
 
 
 def test_with_enough_orders_it_says_how_near_an_estimate_is_to_the_recipe(

@@ -17,8 +17,8 @@ from stagelens.ui.pieces import components
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import MOST, strongest
-from stagelens.wording.intervals import mean_interval
-from stagelens.wording.numbers import is_share, scaled, signed_text
+from stagelens.wording.intervals import mean_interval, over_draws
+from stagelens.wording.numbers import amount_text, is_share, scaled, signed_text
 from stagelens.wording.sentences import is_certain, mean_sentence
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
 
@@ -95,17 +95,20 @@ def bars(
                 if np.isfinite(gain)
                 else "no number",
                 "trust": ", ".join(known),
+                "again": _again(row, behaviour),
                 "said": written_out(sentence),
                 "href": components.address("Examples", **examples_of(of_group, stage, side)),
             }
         )
     worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
     more = len(means) - len(kept)
+    half = amount_text(reach / 100 if is_share(behaviour) else reach, behaviour)
     return {
         "title": f"Credit and blame: what each stage did to {about}",
         "rows": rows,
-        "worse": f"← {behaviour.name} {worse}",
-        "better": f"{behaviour.name} {behaviour.better} →",
+        # The length of half a track, since examples of another group have another scale.
+        "worse": f"−{half} ← {behaviour.name} {worse}",
+        "better": f"{behaviour.name} {behaviour.better} → +{half}",
         "more": f"{more:,} more stages have smaller effects." if more > 0 else "",
         "open": "Opens the examples",
     }
@@ -121,4 +124,16 @@ def most_to_blame(rows: Sequence[Mapping[str, Any]]) -> str:
     if not blamed:
         return ""
     worst = min(blamed, key=lambda row: float(row["share"]))
-    return f"{worst['stage']} ({worst['amount']})"
+    return f"{worst['stage']} ({worst['amount']}{worst['again']})"
+
+
+def _again(row: Mapping[str, Any], behaviour: Behaviour) -> str:
+    """Between which sizes the effect lies over draws of the recipe, where this run was shown."""
+    low, high = (float(row.get(name, np.nan)) for name in ("draw_low", "draw_high"))
+    if not np.isfinite(high - low) or over_draws(row) is not None:
+        return ""
+    if low <= 0 <= high:
+        return " in this run; of its recipe the interval holds zero"
+    least, most = sorted((abs(low), abs(high)))
+    sizes = f"{amount_text(least, behaviour, unit=False)} to {amount_text(most, behaviour)}"
+    return f" in this run; of its recipe {sizes}, 95 %"

@@ -212,13 +212,15 @@ def _cards(workspace: Workspace, focus: Focus, board: Board) -> list[dict[str, A
         for place, fields in enumerate(loaders.texts(at, name, ids)):
             whole = " · ".join(text for text in fields.values() if text)
             texts[place] = short(written_out(whole), _TEXT)
+    # A group that was chosen for the reader is no choice of theirs, which other pages would keep.
+    query = {} if focus.chosen else focus.query
     return [
         {
             "id": example,
             "label": None if label is None else short(written_out(label), _ANSWER),
             "picture": picture,
             "text": text,
-            "href": components.address("Examples", **focus.query, example=example),
+            "href": components.address("Examples", **query, example=example),
         }
         for example, label, picture, text in zip(ids, board.labels, pictures, texts, strict=True)
     ]

@@ -62,6 +62,9 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
         _search(arguments)
         return
     _further(found, facts, arguments)
+    if workspace.bar.group is not None:
+        count = count_text(found.facts.examples, workspace.noun)
+        components.text_block(f"Features are tested on all {count}, not on the group alone.")
     stage, kind = _controls(effects.trust, found, workspace.bar.stage)
     rows = strongest(found, stage)
     # Columns are metadata; by default the tab shows what no metadata records.

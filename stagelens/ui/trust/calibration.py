@@ -1,4 +1,4 @@
-"""How the Trust page begins: what promises are worth, and where this run's estimates lie."""
+"""What promises are worth on the Trust page, and where this run's estimates lie."""
 
 from __future__ import annotations
 

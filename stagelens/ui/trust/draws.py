@@ -59,8 +59,8 @@ def _kind(workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnE
     digits = "%.1f" if share else "%.3f"
     helps = {
         "mean over draws": "The mean over draws of the mean effect over examples.",
-        "low": "Lower end of its interval over draws (95 %).",
-        "high": "Upper end of its interval over draws (95 %).",
+        "95 % low": "Lower end of its interval over draws (95 %).",
+        "95 % high": "Upper end of its interval over draws (95 %).",
         "sd over draws": "Standard deviation of the mean effect over draws.",
         "sd of an example": "Standard deviation over draws of the effect on one example: the mean "
         "of it over examples.",
@@ -106,8 +106,8 @@ def _rows(
             {
                 "stage": stage,
                 "mean over draws": scale * mean.mean,
-                "low": scale * mean.low,
-                "high": scale * mean.high,
+                "95 % low": scale * mean.low,
+                "95 % high": scale * mean.high,
                 "sd over draws": scale * mean.sd,
                 "sd of an example": scale * float(spread[stage, name].mean()),
                 "finding": _finding(mean),

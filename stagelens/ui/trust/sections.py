@@ -49,8 +49,8 @@ def heading(workspace: Workspace) -> None:
     """What the page is for."""
     components.text_block(
         "Estimates propose, replay decides: it runs the recorded steps again, and is the ground "
-        "truth. First what the promises of estimates are worth, then the estimates of this run on "
-        f"set {workspace.examples.name}."
+        "truth. First the numbers in use on the other pages, then all estimates of this run on set "
+        f"{workspace.examples.name} against replay, and last what promises of estimates are worth."
     )
 
 

@@ -1,0 +1,39 @@
+"""How the Trust page begins: which estimate the other pages show, and what is known of it."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, state
+from stagelens.ui.pieces.trust_marks import trust_legend
+from stagelens.ui.reading import loaders
+from stagelens.wording.folding import listed
+from stagelens.wording.trust_words import MARKS, trust_explanation, trust_label, trust_word
+
+
+def numbers_in_use(workspace: Workspace) -> None:
+    """The trust of every stage's effects, as Overview, Examples and the report show them."""
+    at, name = workspace.at, workspace.examples.name
+    stored, asked = loaders.available(at, name), state.chosen("estimator")
+    if not stored:
+        return
+    effects = loaders.effects(at, name, asked if asked in stored else stored[0])
+    if effects is None:
+        return
+    behaviour = workspace.bar.behaviour.name
+    st.header("The numbers in use", anchor=False)
+    components.text_block(
+        f"The other pages show effects by {effects.estimator}, and this is known of them, for the "
+        f"{behaviour} on set {name}:"
+    )
+    alike: dict[str, list[str]] = {}
+    for stage in workspace.stages:
+        if (trust := effects.trust.get(stage)) is not None:
+            word, label = trust_word(trust, behaviour), trust_label(trust, behaviour)
+            said = f"{label}. {trust_explanation(trust, behaviour)}"
+            alike.setdefault(f"{MARKS[word]}\0{said}", []).append(stage)
+    for said, names in alike.items():
+        mark, _, words = said.partition("\0")
+        components.text_block(f"{mark} {listed(names)}: {words}")
+    trust_legend()
