@@ -168,6 +168,10 @@ def test_a_run_json_that_names_a_parent_that_is_not_there_is_refused(tmp_path: P
     write_json(path / "run.json", file.model_copy(update={"stages": [*file.stages[:-1], last]}))
     with refused("stage 'rl' starts from 'ppo'", by=RunError):
         stagelens.open_run(path, leaf=NEWEST)
+    for again in (file.stages[-1], last.model_copy(update={"parents": ["rl"]})):
+        write_json(path / "run.json", file.model_copy(update={"stages": [*file.stages, again]}))
+        with refused("two are called 'rl'", by=RunError):
+            stagelens.open_run(path, leaf=NEWEST)
 
 
 def test_shares_through_a_merge_are_refused_by_name(branching: Path) -> None:
