@@ -31,7 +31,8 @@ def steps_words(stage: Stage) -> str:
     if stage.facts.merge is not None:
         return "no steps: merged, not trained"
     if stage.facts.origin == "recorded":
-        return count_text(stage.steps, "step")
+        count = stage.facts.processes
+        return count_text(stage.steps, "step") + f", in {count} processes" * (count > 1)
     if stage.updates:
         return f"{count_text(stage.updates, 'step')}, none of them recorded"
     return "assembled from checkpoints: no steps recorded"

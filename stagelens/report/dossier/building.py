@@ -147,11 +147,17 @@ def _stage_facts(stage: Stage, said: RunAnswers) -> list[Fact]:
         Fact("Time", took, "recorded" if took else ""),
         Fact(
             "Hardware",
-            own.hardware or (recorded.arithmetic or recorded.machine if recorded else None),
+            own.hardware or (_hardware(stage) if recorded else None),
             _said(own.hardware) or "recorded",
         ),
         Fact("Licence of the weights", own.licence, _said(own.licence)),
     ]
+
+
+def _hardware(stage: Stage) -> str:
+    """What it was trained on, as its main process found it."""
+    found, count = stage.environment, stage.facts.processes
+    return (found.arithmetic or found.machine) + f", in {count} processes" * (count > 1)
 
 
 def _began(stage: Stage) -> str:
