@@ -56,6 +56,7 @@ def with_trainer(
 
     torch.manual_seed(0)
     model, tokenizer = made(kind)
+    model.double()
     for number, name in enumerate(("first", "second")):
         args = arguments(folder / name, ddp_backend="gloo", **settings)
         recording = StageRecorderCallback(folder / "run", stage=name, on_problem="raise")
