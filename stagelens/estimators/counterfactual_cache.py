@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from stagelens.compute import temporaries
 from stagelens.compute.memory import bytes_of
 from stagelens.contracts import StageLensError
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.schema import digest
+from stagelens.runs.schema import FileRef, digest
 
 from .registry import method_of
 
@@ -72,20 +75,64 @@ def make_room(run: Run, keep: str) -> list[str]:
     if most is None:
         return []
     folder = run.files.inside("results/counterfactuals")
-    entries: dict[str, list[os.DirEntry[str]]] = {}
-    for file in os.scandir(folder):
+    entries: dict[str, list[Path]] = {}
+    for file in Path(folder).iterdir():
         entries.setdefault(file.name.partition(".")[0], []).append(file)
-    sizes = {key: sum(file.stat().st_size for file in files) for key, files in entries.items()}
-    used = {key: max(file.stat().st_mtime for file in files) for key, files in entries.items()}
+    stats = {key: [file.stat() for file in files] for key, files in entries.items()}
+    # What several entries share goes with the last of them.
+    sizes = {key: {stat.st_ino: stat.st_size for stat in own} for key, own in stats.items()}
+    used = {
+        key: max(s.st_mtime for f, s in zip(files, stats[key], strict=True) if _says(f, files))
+        for key, files in entries.items()
+    }
     gone = []
     for key in sorted(entries, key=lambda key: used[key]):
-        if sum(sizes.values()) <= most:
+        if sum(dict(ChainMap(*sizes.values())).values()) <= most:
             break
         if key == Path(keep).name:
             continue
         # The description first: without it nothing counts as stored.
-        for file in sorted(entries[key], key=lambda file: not file.name.endswith(".json")):
-            Path(file.path).unlink(missing_ok=True)
+        for file in sorted(entries[key], key=lambda file: file.suffix != ".json"):
+            file.unlink(missing_ok=True)
         del sizes[key]
         gone.append(key)
     return gone
+
+
+def _says(file: Path, files: list[Path]) -> bool:
+    """Whether a file tells when its entry was used: its description, if there is one."""
+    return file.suffix == ".json" or all(each.suffix != ".json" for each in files)
+
+
+def share(run: Run, written: Iterable[FileRef]) -> None:
+    """Let files of other entries that are the same as new ones be these, as hard links.
+
+    The twin that stands for the recorded training is the same of every stage. Where the disk has no
+    links, both stay.
+
+    Args:
+        run: Whose results.
+        written: Files of an entry, just written.
+    """
+    folder = run.files.inside("results/counterfactuals")
+    new = {file.sha256: file for file in written}
+    for description in folder.glob("*.json"):
+        try:
+            known = json.loads(description.read_bytes())["files"].values()
+            same = [(each["path"], new[each["sha256"]]) for each in known if each["sha256"] in new]
+            for path, file in same:
+                _link(run.files.inside(file.path), run.files.inside(path))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, StageLensError):
+            continue  # damaged, or just deleted by another process
+
+
+def _link(file: Path, place: Path) -> None:
+    if not place.is_file() or place.samefile(file):
+        return
+    # Through another name, so that the place is never without its file.
+    temporary = place.with_name(temporaries.name(f".{place.name}", ".tmp"))
+    try:
+        os.link(file, temporary)
+        os.replace(temporary, place)
+    finally:
+        temporary.unlink(missing_ok=True)

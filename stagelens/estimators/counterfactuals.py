@@ -18,7 +18,7 @@ from stagelens.runs.saved_states import load_model, save_model
 from stagelens.runs.schema import FileRef, HeldBefore, StateRef
 from stagelens.runs.states import Weights, not_finite
 
-from .counterfactual_cache import cache_name, limit, make_room, note_use
+from .counterfactual_cache import cache_name, limit, make_room, note_use, share
 from .protocol import Counterfactual, Estimator, PartialReplay, Twins
 from .registry import make_estimator
 from .replay_check import check_given
@@ -355,6 +355,7 @@ def _kept(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual
         **known,
     )
     write_json(run.path / f"{prefix}.json", cached)
+    share(run, cached.files.values())
     make_room(run, prefix)
     return _counterfactual(stage, cached, _models(run, cached))
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ from stagelens.runs.step_records import StepRecord
 from .check_place import CheckPlace, cannot_run
 from .copying import StateCopies, WeightsCopy
 from .held_gradients import GradientHolder, Gradients
-from .noted_step import NotedStep
+from .noted_step import NotedStep, Stretch
 from .parallel_models import statistics_of_norms
 from .random_state import random_state_kept
 from .stage_start import StageStart
@@ -57,26 +57,9 @@ _SMALL_BYTES = 2**22
 """Larger models are copied after every step, without the optimiser's state: of one step gradients
 are enough to hold, and a copy of the weights costs little beside its passes."""
 _COPIED_BYTES = 2**30
-"""Larger models still are copied only before steps that it was planned to check."""
-
-
-@dataclass
-class _Stretch:
-    """Steps without a gap, and the training state before the first of them.
-
-    Attributes:
-        model: Parameters and buffers.
-        optimizer: The optimiser's state; None where it was not copied.
-        planned: Whether it is one step, to be checked as soon as it is noted.
-        steps: As far as they were noted.
-        gradients: Of each of them, None where they are not known or not held any more.
-    """
-
-    model: Mapping[str, Tensor]
-    optimizer: OptimizerState | None
-    planned: bool
-    steps: list[NotedStep] = field(default_factory=list)
-    gradients: list[Gradients | None] = field(default_factory=list)
+"""Larger models still are copied only before steps that it was planned to check, onto the second
+model; and of the optimiser's state one part in ``_TURNS``, which is compared."""
+_TURNS = 4
 
 
 class CheckedSteps:
@@ -141,8 +124,9 @@ class CheckedSteps:
         # Not torch's generator, which belongs to the training.
         self._random = random.Random(stage)
         self._next = 1
-        self._stretch: _Stretch | None = None
-        self._upcoming: _Stretch | None = _Stretch(start.state.model, start.state.optimizer, True)
+        self._turn = 0
+        self._stretch: Stretch | None = None
+        self._upcoming: Stretch | None = Stretch(start.state.model, start.state.optimizer, True)
         self._goes_on = False
         self._newest = -1
         self._gradients: Gradients | None = None
@@ -224,9 +208,8 @@ class CheckedSteps:
         """Copy the state that the next step starts from."""
         try:
             whole = planned or self._length > 1 or self._two_sets
-            self._upcoming = _Stretch(
-                self._copied_weights(), self._copied_state() if whole else None, planned
-            )
+            state, left_out = self._copied_state() if whole else (None, ())
+            self._upcoming = Stretch(self._copied_weights(), state, planned, left_out)
         except Exception as error:
             if not memory.ran_out(error):
                 raise
@@ -272,13 +255,14 @@ class CheckedSteps:
         return At(self._stage, step.record.step + 1, eps, self._loss.title)
 
     def _check(
-        self, stretch: _Stretch, rules: StepRules, updated: bool, calls: Sequence[str]
+        self, stretch: Stretch, rules: StepRules, updated: bool, calls: Sequence[str]
     ) -> None:
         if self._place.beside:  # which rounds otherwise, as other kernels do
             rules = replace(rules, kernels=(*rules.kernels, "the CPU"))
         if stretch.steps[0].record.step == 0:
             prepare(self._twin, rules)
-        load_into(self._twin, stretch.model)
+        if stretch.model is not None:
+            load_into(self._twin, stretch.model)
         forget_state(self._own_optimizer)
         whole = stretch.optimizer is not None and not self._in_parts
         if stretch.optimizer is not None and whole:
@@ -294,7 +278,7 @@ class CheckedSteps:
             if whole:
                 call_all(self._own_optimizer, calls)
             if stretch.optimizer is not None and updated and step.record.step == self._newest:
-                self._check_update(TrainingState(stretch.model, stretch.optimizer), at)
+                self._check_update(stretch, at)
         self._twin.zero_grad()
         forget_state(self._own_optimizer)  # twice the model's size, for most of the training
         # Drawn, so that checks do not fall in with the periods of a loop.
@@ -312,7 +296,11 @@ class CheckedSteps:
         gradients = {name: p.grad for name, p in self._twin.named_parameters()}
         return {name: float(g.norm()) for name, g in gradients.items() if g is not None}
 
-    def _copied_weights(self) -> Mapping[str, Tensor]:
+    def _copied_weights(self) -> Mapping[str, Tensor] | None:
+        if not self._light and self._in_parts:
+            # The second model is not needed before the step that starts from here is checked.
+            load_into(self._twin, model_tensors(self._model))
+            return None
         if not self._light:
             return WeightsCopy(self._model).tensors
         # Two in turn: that of the newest steps is still needed.
@@ -323,10 +311,16 @@ class CheckedSteps:
             self._copies[-1].renew()
         return self._copies[-1].tensors
 
-    def _copied_state(self) -> OptimizerState:
+    def _copied_state(self) -> tuple[OptimizerState, Collection[str]]:
+        """A copy, and the parameters of which there is none."""
         state = optimizer_tensors(self._optimizer, self._names)
+        left_out: set[str] = set()
+        if not self._light and self._in_parts:  # of a large model some, others at the next check
+            self._turn += 1
+            left_out = {name for n, name in enumerate(state) if (n + self._turn) % _TURNS}
+            state = {name: own for name, own in state.items() if name not in left_out}
         # Of a larger model rarely, and there is no room to keep copies.
-        return (self._state_copies if self._length > 1 else StateCopies()).copied(state)
+        return (self._state_copies if self._length > 1 else StateCopies()).copied(state), left_out
 
     def _run(
         self,
@@ -371,17 +365,19 @@ class CheckedSteps:
                 parameter.grad = own_copy(seen[name].detach()) if name in seen else None
         set_group_hyperparameters(self._own_optimizer, record.groups)
 
-    def _check_update(self, before: TrainingState, at: At) -> None:
+    def _check_update(self, stretch: Stretch, at: At) -> None:
         """Compare both states as they are now; where parts are updated, after updating them."""
         if self._in_parts:
             seen = TrainingState(self._model_now(), optimizer_tensors(self._optimizer, self._names))
+            before, beside = stretch.optimizer or {}, self._place.beside
             twin, optimizer = self._twin, self._own_optimizer
-            check_update_in_parts(twin, optimizer, before, seen, at, self._place.beside)
+            check_update_in_parts(twin, optimizer, before, seen, at, beside, stretch.left_out)
             return
+        assert stretch.model is not None
         own = TrainingState(
             model_tensors(self._twin), optimizer_tensors(self._own_optimizer, self._own_names)
         )
-        check_update(before.model, own, self._seen(), at, self._place.beside)
+        check_update(stretch.model, own, self._seen(), at, self._place.beside)
 
     def _model_now(self) -> Weights:
         """What the step made; all processes are handed the main one's statistics of norms."""

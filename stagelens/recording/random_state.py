@@ -1,4 +1,4 @@
-"""Torch's random numbers around a step: where the generators stand, and whether they moved."""
+"""Random numbers around a step: where the generators stand, and whether they moved."""
 
 from __future__ import annotations
 

@@ -281,8 +281,8 @@ class StageRecorder:
 
     def _state(self, whole: bool = True) -> TrainingState:
         known = self._files is not None and self._files.facts.optimizer is not None
-        optimizer = self._optimizer if known and whole else None
-        return capture(self._ending.averaged or self._model, optimizer, self._names)
+        given = self._ending.averaged or self._model, self._optimizer if known and whole else None
+        return capture(*given, self._names, copy=False)  # it is written at once
 
     def keep_best(self, metric: str, value: float) -> None:
         """Keep the current training state as the best so far, in place of the previous best.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -239,7 +239,16 @@ def check_update(
     """
     check = UpdateCheck(at, beside)
     check.add(own, after)
-    check.finish(before, after.model)
+    check.finish(lambda: moved(before, after.model))
+
+
+def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    """The squared norm of what a step changed in some tensors."""
+    return sum(
+        float(difference_of(tensor, before[name].to(tensor.device)).square().sum())
+        for name, tensor in after.items()
+        if tensor.is_floating_point()
+    )
 
 
 class UpdateCheck:
@@ -272,24 +281,17 @@ class UpdateCheck:
             if not same or not all(_close(mine[k], theirs[k], self._tolerance) for k in mine):
                 self._other_state.append(name)
 
-    def finish(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    def finish(self, change: Callable[[], float]) -> None:
         """Judge what was compared by how far the step moved the model.
 
         Args:
-            before: Parameters and buffers before the step.
-            after: After it.
+            change: :func:`moved` of all that was compared; asked only where something differs.
 
         Raises:
             RecordingError: See :func:`check_update`.
         """
-        at, change = self._at, 0.0
-        if self._gap:
-            change = sum(
-                float(difference_of(tensor, before[name].to(tensor.device)).square().sum())
-                for name, tensor in after.items()
-                if tensor.is_floating_point()
-            )
-        if math.isfinite(self._gap) and self._gap > self._tolerance**2 * change:
+        at = self._at
+        if math.isfinite(self._gap) and self._gap > self._tolerance**2 * change():
             if at.step == 1:
                 raise RecordingError(
                     "the first update is not the optimiser's own (largest difference in "

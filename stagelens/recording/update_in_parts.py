@@ -6,7 +6,7 @@ of one part needs the state of that part only, where that of the whole model is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from stagelens.runs.states import (
     rule_of,
 )
 
-from .step_comparison import At, UpdateCheck
+from .step_comparison import At, UpdateCheck, moved
 
 _PARTS = 16
 
@@ -36,10 +36,11 @@ def by_tensor(optimizer: AnyOptimizer) -> bool:
 def check_update_in_parts(
     twin: nn.Module,
     optimizer: AnyOptimizer,
-    before: TrainingState,
+    before: OptimizerState,
     seen: TrainingState,
     at: At,
     beside: bool,
+    left_out: Collection[str] = (),
 ) -> None:
     """Update a model by the gradients that it holds, and compare it with the training's.
 
@@ -47,10 +48,11 @@ def check_update_in_parts(
         twin: As before the step, with the step's gradients; it loses them.
         optimizer: Of its parameters, with the step's hyperparameters and without state;
             :func:`by_tensor`.
-        before: The training before the step.
-        seen: After the step.
+        before: What the training's optimiser kept before the step.
+        seen: The training after the step.
         at: The step.
         beside: See :func:`~stagelens.recording.step_comparison.check_update`.
+        left_out: Parameters whose update is not compared.
 
     Raises:
         RecordingError: They differ; names where most.
@@ -61,29 +63,29 @@ def check_update_in_parts(
     gradients = {name: parameter.grad for name, parameter in parameters.items()}
     twin.zero_grad()
     own = model_tensors(twin)  # its own memory, which updates change
-    device = next(iter(parameters.values())).device
-    for part in _parts({name: tensor.nbytes for name, tensor in own.items()}):
+    device, change = next(iter(parameters.values())).device, 0.0
+    sizes = {name: tensor.nbytes for name, tensor in own.items() if name not in left_out}
+    for part in _parts(sizes):
         for name in parameters.keys() & set(part):
             parameters[name].grad = gradients.pop(name)
-        load_optimizer(optimizer, names, _of(before.optimizer, part))
+        after = {name: seen.model[name].to(device) for name in part}
+        change += moved({name: own[name] for name in part}, after)
+        load_optimizer(optimizer, names, _of(before, part))
         update(optimizer)  # passes over what has no gradient
         check.add(
             TrainingState({n: own[n] for n in part}, optimizer_tensors(optimizer, names)),
-            TrainingState(
-                {name: seen.model[name].to(device) for name in part},
-                _moved(_of(seen.optimizer, part), device),
-            ),
+            TrainingState(after, _on(device, _of(seen.optimizer, part))),
         )
         twin.zero_grad()
         forget_state(optimizer)
-    check.finish(before.model, seen.model)
+    check.finish(lambda: change)
 
 
 def _of(state: OptimizerState, names: list[str]) -> OptimizerState:
     return {name: state[name] for name in names if name in state}
 
 
-def _moved(state: OptimizerState, device: torch.device) -> OptimizerState:
+def _on(device: torch.device, state: OptimizerState) -> OptimizerState:
     return {n: {k: tensor.to(device) for k, tensor in own.items()} for n, own in state.items()}
 
 

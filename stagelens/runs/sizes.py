@@ -33,7 +33,7 @@ class Size:
 def sizes(run: Run) -> list[Size]:
     """The parts of a run folder with more than nothing in them, in the order of the training."""
     found = [*_recorded(run), *_sets(run), *_results(run)]
-    other = _bytes(run.path) - sum(each.bytes for each in found)
+    other = _bytes(run.path) - _models(run)[1] - sum(each.bytes for each in found)
     found.append(Size("run", "descriptions and other files", other))
     return [each for each in found if each.bytes]
 
@@ -74,13 +74,23 @@ def _sets(run: Run) -> Iterator[Size]:
 
 def _results(run: Run) -> Iterator[Size]:
     folder = run.path / "results"
-    yield Size("results", MODELS, _bytes(folder / "counterfactuals"), AGAIN)
+    yield Size("results", MODELS, _models(run)[0], AGAIN)
     rest = _bytes(folder) - _bytes(folder / "counterfactuals")
     yield Size("results", "tables and maps", rest, "computed again when asked for")
 
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in _files(folder))
+
+
+def _models(run: Run) -> tuple[int, int]:
+    """Bytes of the models without a stage, and how many more they seem to take.
+
+    What several of them share has several names, and one number.
+    """
+    stats = [path.stat() for path in _files(run.path / "results" / "counterfactuals")]
+    taken = sum({stat.st_ino: stat.st_size for stat in stats}.values())
+    return taken, sum(stat.st_size for stat in stats) - taken
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -107,14 +107,31 @@ def copied(tensor: Tensor) -> Tensor:
 
 
 def capture(
-    model: nn.Module, optimizer: AnyOptimizer | None, names: Mapping[int, str]
+    model: nn.Module,
+    optimizer: AnyOptimizer | None,
+    names: Mapping[int, str],
+    *,
+    copy: bool = True,
 ) -> TrainingState:
-    """A copy, on the CPU, of everything at this moment."""
+    """Everything at this moment, on the CPU.
+
+    Args:
+        model: The model.
+        optimizer: Its optimiser; None for a state of the model alone.
+        names: ``id(parameter)`` to name.
+        copy: Whether to copy what is on the CPU already. Without, it is right until training goes
+            on, which is enough for writing it, and takes no memory.
+    """
+    kept = copied if copy else _on_cpu
     states = {} if optimizer is None else optimizer_tensors(optimizer, names)
     return TrainingState(
-        {name: copied(tensor) for name, tensor in model_tensors(model).items()},
-        {name: {k: copied(v) for k, v in state.items()} for name, state in states.items()},
+        {name: kept(tensor) for name, tensor in model_tensors(model).items()},
+        {name: {k: kept(v) for k, v in state.items()} for name, state in states.items()},
     )
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

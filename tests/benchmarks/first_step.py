@@ -1,12 +1,14 @@
-"""The memory that the recorder takes when it checks the first step of a stage.
+"""The memory that the recorder takes when it checks steps of a stage.
 
 One command prints the table::
 
-    python -m tests.benchmarks.first_step [--millions 100] [--optimizer AdamW]
+    python -m tests.benchmarks.first_step [--millions 100] [--optimizer AdamW] [--as-large]
 
-A Llama of random weights in float32 is trained for two steps, once as it is and once recorded, each
-in a process of its own. What the training itself takes is weights, gradients, two moments and
-activations; what the recorder takes beyond that is told in sizes of the model.
+A Llama of random weights in float32 is trained for six steps, once as it is and once recorded, each
+in a process of its own: two of the steps are checked when they are noted, and the last one when the
+stage ends, unless ``--as-large`` treats the model as one over 1 GB. What the training itself takes
+is weights, gradients, two moments and activations; what the recorder takes beyond that is told in
+sizes of the model. Memory is given back to the system at once, as it is that of large tensors.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 import transformers
 
 import stagelens
+from stagelens.recording import checked_steps
 from tests.support.small_texts import TEXTS, gpt_tokenizer
 
 STEPS = 6
@@ -69,7 +72,8 @@ def training(millions: float, kind: str, out: Path | None) -> None:
 def peak(*arguments: str) -> tuple[int, int]:
     """The model's bytes, and the most anonymous memory that the process takes."""
     command = [sys.executable, "-m", "tests.benchmarks.first_step", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     most, done = 0, threading.Event()
 
     def watch() -> None:
@@ -92,9 +96,10 @@ def peak(*arguments: str) -> tuple[int, int]:
     return int(said.split()[0]), most
 
 
-def measured(millions: float, kind: str) -> tuple[float, float]:
+def measured(millions: float, kind: str, as_large: bool) -> tuple[float, float]:
     """What training takes, and what recording takes beyond it, in sizes of the model."""
     options = ["--millions", str(millions), "--optimizer", kind, "--in-process"]
+    options += ["--as-large"] if as_large else []
     with tempfile.TemporaryDirectory() as folder:
         size, plain = peak(*options)
         _, recorded = peak(*options, "--out", f"{folder}/run")
@@ -107,16 +112,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--millions", type=float, default=100.0, help="parameters of the model")
     parser.add_argument("--optimizer", default="AdamW", help="a class of torch.optim")
+    parser.add_argument("--as-large", action="store_true", help="as a model over 1 GB is checked")
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.as_large:
+        checked_steps._COPIED_BYTES = 0
     if asked.in_process:
         training(asked.millions, asked.optimizer, asked.out)
         return
     began = time.perf_counter()
-    plain, more = measured(asked.millions, asked.optimizer)
+    plain, more = measured(asked.millions, asked.optimizer, asked.as_large)
     print(
-        f"first step, {asked.millions:g} million parameters, {asked.optimizer}: training takes "
+        f"checked steps, {asked.millions:g} million parameters, {asked.optimizer}"
+        f"{', as a model over 1 GB' if asked.as_large else ''}: training takes "
         f"{plain:.1f} of the model's size, the recorder {more:.1f} more "
         f"({time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f})"
     )

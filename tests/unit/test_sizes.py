@@ -11,11 +11,13 @@ import torch
 import stagelens
 from stagelens.contracts import StageLensError
 from stagelens.effects.computing import attribute
+from stagelens.estimators.coarse_replay import CoarseReplay
 from stagelens.estimators.counterfactual_cache import LIMIT, is_cached
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.replay import Replay
 from stagelens.runs.sets.writer import write_set
 from stagelens.runs.sizes import MODELS, sizes
+from stagelens.runs.streaming import MappedTensors
 from tests.support.loops import SHAPE, make_batches, make_task, train
 
 
@@ -69,6 +71,32 @@ def test_models_that_were_not_used_for_longest_go_and_are_computed_again(
     assert not is_cached(run, stages[1], "replay")  # read longer ago than the last one
     again = attribute(run, "test", "replay")
     assert again.table.equals(result.table)
+
+
+def test_the_twin_that_stands_for_the_recording_is_stored_once(
+    run: stagelens.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attribute(run, "test", "coarse-replay")
+    folder = run.path / "results" / "counterfactuals"
+    twins = [path for path in folder.iterdir() if ".factual." in path.name]
+    assert len(twins) == 3 and len({path.stat().st_ino for path in twins}) == 1
+    models = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
+    assert len(models) == 9 and len({path.stat().st_ino for path in models}) == 7
+    taken = next(each.bytes for each in sizes(run) if each.what == MODELS)
+    whole = sum(path.stat().st_size for path in folder.iterdir())
+    assert whole - taken == 2 * twins[0].stat().st_size
+    every = [path.stat() for path in run.path.rglob("*") if path.is_file()]
+    on_disk = {stat.st_ino: stat.st_size for stat in every}
+    assert sum(each.bytes for each in sizes(run)) == sum(on_disk.values())
+    # The last entry that has it keeps it; with room for about two of three, one goes.
+    monkeypatch.setenv(LIMIT, f"{(taken - 100) / 1e6:.6f}MB")
+    stages = run.stages[:3]
+    (folder / f"{twins[0].name.partition('.')[0]}.json").unlink()
+    list(counterfactuals(run, CoarseReplay(0.25), stages))
+    left = [path for path in folder.iterdir() if ".factual." in path.name]
+    assert 1 <= len(left) <= 2 and len({path.stat().st_ino for path in left}) == 1
+    for path in left:
+        assert MappedTensors(path)
 
 
 def test_a_limit_that_is_no_amount_is_told(

@@ -71,7 +71,7 @@ class Made:
 
     def parts(self) -> None:
         forget_state(self.own)
-        check_update_in_parts(self.twin, self.own, self.before, self.after, FIRST, False)
+        check_update_in_parts(self.twin, self.own, self.before.optimizer, self.after, FIRST, False)
 
 
 def weights(made: Made) -> None:
@@ -156,3 +156,61 @@ def test_a_larger_model_is_checked_in_parts_while_it_is_recorded(
             training.step(batch, stage)
     assert called[0] == 1
     assert scale != 1 or len(called) > 1
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_of_a_large_model_a_quarter_of_the_state_is_compared_at_a_time(
+    kind: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked_steps, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(checked_steps, "_COPIED_BYTES", 0)
+    monkeypatch.setattr(checked_steps, "_LARGEST_GAP", 8)
+    compared: list[set[str]] = []
+
+    def noted(twin: Any, optimizer: Any, *given: Any) -> None:
+        compared.append({name for name, _ in twin.named_parameters()} - set(given[-1]))
+        check_update_in_parts(twin, optimizer, *given)
+
+    monkeypatch.setattr(checked_steps, "check_update_in_parts", noted)
+    training = Training(tmp_path / "run", make_task(WIDE))
+    training.optimizer = OPTIMIZERS[kind](training.model.parameters())
+    with training.stage("first") as stage:
+        for batch in make_batches(60):
+            training.optimizer.zero_grad()
+            loss = training.loss(batch)
+            loss.backward()
+            training.optimizer.step()
+            stage.step(batch, loss)
+    every = {name for name, _ in training.model.named_parameters()}
+    assert compared[0] == every  # no optimiser has a state then
+    later = compared[1:]
+    assert len(later) >= 4
+    assert {len(names) for names in later} <= {len(every) // 4, -(-len(every) // 4)}
+    assert set().union(*later[:4]) == every
+    assert len(training.recorder.run().last.facts.checked) == len(compared)
+
+
+@pytest.mark.parametrize("since", [1, 2, 3, 4])
+def test_a_large_models_momentum_that_changes_is_told_at_a_check(
+    since: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked_steps, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(checked_steps, "_COPIED_BYTES", 0)
+    training = Training(tmp_path / "run", make_task(WIDE))
+    training.optimizer = OPTIMIZERS["AdamW"](training.model.parameters())
+    training.optimizer.register_step_post_hook(lambda optimizer, *_: spoil(optimizer, since))
+    said = "optimiser's own|state of the optimiser"
+    with pytest.raises(RecordingError, match=said), training.stage("first") as stage:
+        for batch in make_batches(60):
+            training.optimizer.zero_grad()
+            loss = training.loss(batch)
+            loss.backward()
+            training.optimizer.step()
+            stage.step(batch, loss)
+
+
+def spoil(optimizer: torch.optim.Optimizer, since: int) -> None:
+    """What a hook of the loop's own does to all moments right after an update."""
+    for state in optimizer.state.values():
+        if int(state["step"]) >= since:
+            state["exp_avg"].data.mul_(1.01)
