@@ -15,7 +15,6 @@ from stagelens.runs.saved_states import save_state
 from stagelens.runs.schema import StageFile
 from stagelens.runs.states import TrainingState, capture
 
-from .final_model import FinalModel
 from .run_writer import RunWriter
 
 
@@ -81,5 +80,5 @@ def note_merge(
             merge=merge,
         )
         run.announce(facts, folder)
-    run.final = FinalModel(run.path, name, model)
+    run.keep_final(name, model)
     return merge

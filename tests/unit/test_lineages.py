@@ -20,7 +20,7 @@ from stagelens.runs.lineage import NEWEST
 from stagelens.runs.sizes import sizes
 from stagelens.runs.states import load_into
 from tests.support.branching import SOUP, base, record_branching, record_stage, step_through
-from tests.support.loops import differing, make_task, refused
+from tests.support.loops import differing, make_batches, make_task, refused, train
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +179,22 @@ def test_shares_through_a_merge_are_refused_by_name(branching: Path) -> None:
     for estimator in ("replay", "coarse-replay", "task-vector"):
         with refused("'soup' is a merge of 'dpo' and 'rl'", "along a line of stages", by=Refused):
             measure_coalitions(run, "test", estimator)
+
+
+def test_a_branch_may_carry_its_parents_optimizer_on(tmp_path: Path) -> None:
+    recorder = stagelens.Recorder(tmp_path / "run", make_task())
+    model = base()
+    adamw = torch.optim.AdamW(model.parameters(), lr=0.05)
+    given = {"on_problem": "raise", "keep_optimizer": True}
+    with recorder.stage("sft", model=model, optimizer=adamw, **given) as stage:
+        train(make_task(), model, adamw, make_batches(4, 1), stage=stage)
+    record_stage(recorder, "dpo", model, 2)
+    other = base()
+    again = torch.optim.AdamW(other.parameters(), lr=0.05)
+    recorder.restore(other, again, stage="sft")
+    given = {"on_problem": "raise", "parent": "sft"}
+    with recorder.stage("rl", model=other, optimizer=again, **given) as stage:
+        train(make_task(), other, again, make_batches(4, 3), stage=stage)
+    run = recorder.run()
+    assert names(run) == ["sft", "rl"]
+    assert run.last.facts.boundary.optimizer == "carried"
