@@ -164,6 +164,12 @@ def test_estimated_numbers_are_said_with_reservation() -> None:
         share_sentence(unclear.means(SHARE)[1], unclear.behaviour, slice_parts("image"), "image")
     )
     assert "was measured to make no clear change in the mean score on all images" in text
+    rough = trust(expected_error=0.4, group_error=0.1, reliable=False)
+    perhaps = two(0, 1, 0, 0, spread=5.0, known={2: rough})
+    said = share_sentence(perhaps.means(SHARE)[1], perhaps.behaviour, slice_parts("image"), "image")
+    assert "may have changed the mean score on all images, but not clearly, by its share" in str(
+        said
+    )
     assert re.search(r"by its share \(95 % over \d+ images: −[\d.]+ to \+[\d.]+\)\.$", text)
     alone = replace(one, interval=None)
     text = str(share_sentence(alone, found.behaviour, slice_parts("image"), "image"))

@@ -103,14 +103,17 @@ def share_sentence(one: Mean, behaviour: Behaviour, about: Sequence[Part], noun:
     if not np.isfinite(one.mean):
         said: tuple[Part, ...] = (name, Part("'s share in"), *what, Part(" is not known."))
         return Sentence(said, one.trust, behaviour.name)
-    certain = is_certain(one.trust, behaviour)
-    exact = one.trust.trust == "exact" or one.trust.over_draws
+    # Over draws nothing is estimated, and how far the mean varies is printed.
+    exact = one.trust.trust == "exact" or bool(one.trust.over_draws)
+    certain = exact or is_certain(one.trust, behaviour)
     verb = " may have" if not certain else " was measured to" if exact else " was estimated to"
     # It speaks of the model without something: seen from there, a share is a lack.
     _, amount, *why = would_be(-one.mean, behaviour, one.trust)
     if one.interval is not None and not one.is_clear:
-        amount, why = Part("no clear change", "amount"), []
-        said = (Part(f"{verb} {'make' if certain else 'made'} "), amount, Part(" in"), *what)
+        why, unclear = [], Part("no clear change" if certain else "not clearly", "amount")
+        said = (Part(f"{verb} make "), unclear, Part(" in"), *what)
+        if not certain:
+            said = (Part(" may have changed"), *what, Part(", but "), unclear)
     else:
         left = "same" in amount.text
         do = ("leave" if left else "make") if certain else "left" if left else "made"

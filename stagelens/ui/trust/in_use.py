@@ -6,9 +6,9 @@ import streamlit as st
 
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
-from stagelens.ui.pieces.trust_marks import trust_legend
 from stagelens.ui.reading import loaders
 from stagelens.wording.folding import listed
+from stagelens.wording.numbers import phrase
 from stagelens.wording.trust_words import MARKS, trust_explanation, trust_label, trust_word
 
 
@@ -24,8 +24,8 @@ def numbers_in_use(workspace: Workspace) -> None:
     behaviour = workspace.bar.behaviour.name
     st.header("The numbers in use", anchor=False)
     components.text_block(
-        f"The other pages show effects by {effects.estimator}, and this is known of them, for the "
-        f"{behaviour} on set {name}:"
+        f"The other pages show effects by {effects.estimator}. What is known of those on "
+        f"{phrase(workspace.bar.behaviour)}, set {name}:"
     )
     alike: dict[str, list[str]] = {}
     for stage in workspace.stages:
@@ -36,4 +36,3 @@ def numbers_in_use(workspace: Workspace) -> None:
     for said, names in alike.items():
         mark, _, words = said.partition("\0")
         components.text_block(f"{mark} {listed(names)}: {words}")
-    trust_legend()
