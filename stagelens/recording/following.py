@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -53,7 +53,7 @@ def stage_in(
     model = unwrapped_model(given)[0]
     made = StageRecorder if run.together.main else FollowedStage
     stage = made(run, name, folder, model, optimizer, settings)
-    if run.together.count > 1:
+    if run.together.count > 1 or settings.kind == "fsdp2":
         try:
             check_shared(given, settings.kind, run.together.count)
         except RecordingError as error:
@@ -111,7 +111,7 @@ class FollowedRun(RunWriter):
     def end(self, stage: OpenStage) -> None:
         """Called when a stage's block is left; the main process may still be writing its end."""
 
-    @contextmanager
+    @contextlib.contextmanager
     def new_folder(self, folder: str) -> Iterator[None]:
         """The main process makes it."""
         yield
@@ -132,6 +132,8 @@ class FollowedStage(StageRecorder):
     def _begin(self) -> None:
         run, settings = self._run, self._settings
         self._together.entered()
+        if self._states.sharded:
+            self._states.take("the stage's start", True)
         folder = self._together.where()
         run.refresh()
         run.begin(self, settings.parent)
@@ -152,14 +154,22 @@ class FollowedStage(StageRecorder):
 
     def _follow(self, facts: StageFile) -> None:
         run = self._run
-        start = followed_start(run, facts, self._model, self._optimizer, self._names)
+        training = (self._model, self._optimizer, self._names)
+        start = followed_start(run, facts, *training, self._states.sharded)
         given = resolved(self._settings.objective) if facts.objective is not None else None
         stage = Stage(CheckedFiles(run.path), facts, 0, run.before, given)
         self._watch_closely(start, loss_of_stage(run.task, stage, start.built))
 
     def _checkpoint(self) -> Checkpoint | None:
         self._writer.flush()  # a stage can be resumed where all processes have written their steps
+        self._give()
         return None
+
+    def _give(self) -> None:
+        """Give this process's parts of a sharded model, where the main one writes its state."""
+        if self._states.sharded:
+            with contextlib.suppress(RecordingError):  # the main process says so too
+                self._state()
 
     def back_to_best(self) -> None:
         """The main process compares, and takes later steps out of the run."""
@@ -172,3 +182,4 @@ class FollowedStage(StageRecorder):
             except Exception as error:
                 self.tell(error)
         self._together.ended(self._writer.parts, self.problem)
+        self._give()

@@ -7,6 +7,8 @@ leave their messages, and the main process decides for all.
 
 from __future__ import annotations
 
+import contextlib
+
 from stagelens.contracts import RecordingError
 
 from .together import Together
@@ -27,28 +29,39 @@ class Meetings:
     def __init__(self, stage: Together) -> None:
         self._stage, self._held = stage, 0
 
-    def meet(self, at: str) -> None:
+    @property
+    def main(self) -> bool:
+        """Whether this process decides, and writes."""
+        return self._stage.main
+
+    def meet(self, at: str, whole: bool) -> bool:
         """Wait until all have come.
 
         Args:
             at: Where in the training this is.
+            whole: Whether the optimiser's state is wanted too.
+
+        Returns:
+            That, as the main process said it.
 
         Raises:
             RecordingError: One does not come; raised in all of them then.
         """
         if self._stage.count == 1:
-            return
+            return whole
         self._held += 1
         if self._stage.main:
             why = self._missing(at)
-            self._stage.say(f"meeting/{self._held}", why=why)
+            self._stage.say(f"meeting/{self._held}", why=why, whole=whole)
         else:
             self._stage.say(f"come/{self._held}/{self._stage.number}", at=at)
             name = f"meeting/{self._held}"
             told = self._stage.wait(name, "done", seconds=_BEGINNING) or {}
             why = told.get("why", "the main process does not record the stage")
+            whole = bool(told.get("whole"))
         if why is not None:
             raise RecordingError(f"the model's parts were not gathered at {at}: {why}")
+        return whole
 
     def call_off(self, why: str) -> None:
         """The main process does not need this meeting, to which the others come."""
@@ -58,7 +71,8 @@ class Meetings:
 
     def leave(self) -> None:
         """Come to no more of them."""
-        self._stage.say(f"gone/{self._stage.number}")
+        with contextlib.suppress(Exception):  # the job, and its store, may be coming down
+            self._stage.say(f"gone/{self._stage.number}")
 
     def _missing(self, at: str) -> str | None:
         for number in self._stage.others:

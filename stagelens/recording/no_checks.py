@@ -10,6 +10,7 @@ from torch import nn
 from stagelens.compute import memory
 from stagelens.replaying.training_loss import TrainingLoss
 from stagelens.runs.optimizer_set import AnyOptimizer
+from stagelens.runs.shards import is_sharded
 
 from .check_place import cannot_run, place_for
 from .checked_steps import CheckedSteps
@@ -74,6 +75,8 @@ def checks_for(
         keeps: Whether the batches of a step are kept.
         shared: Whether other processes train too.
     """
+    if is_sharded(model):
+        return NoChecks("the model is shared out over processes, and none holds it whole")
     place = place_for(start)
     if isinstance(place, str):
         return NoChecks(place)

@@ -8,10 +8,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stagelens.contracts import RecordingError
+from stagelens.runs.shards import is_sharded, put_back
 from stagelens.runs.states import Weights
 
-Kind = Literal["ddp"]
-"""What keeps the models of all processes the same."""
+from .sharding import check_sharded
+
+Kind = Literal["ddp", "fsdp2"]
+"""What keeps the models of all processes the same, or holds a part of one model in each."""
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 """Modules whose passes in training mode do not read the buffers that they move."""
@@ -32,6 +35,9 @@ def unwrapped_model(model: nn.Module) -> tuple[nn.Module, Kind | None, bool]:
             model, compiled = inner, True
         elif isinstance(model, DistributedDataParallel):
             model, kind = model.module, "ddp"
+        elif is_sharded(model):
+            put_back(model)  # the parameters that the optimiser updates
+            return model, "fsdp2", compiled
         else:
             return model, kind, compiled
 
@@ -65,6 +71,8 @@ def check_shared(given: nn.Module, kind: Kind | None, count: int) -> None:
             "stage(..., model=ddp). Where each process trains a model of its own, record them "
             "in jobs of their own"
         )
+    if kind == "fsdp2":
+        check_sharded(unwrapped_model(given)[0], count)
     for module in given.modules():
         if isinstance(module, DistributedDataParallel):
             own = module.process_group.size()

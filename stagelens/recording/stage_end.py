@@ -14,16 +14,16 @@ from stagelens.compute import memory
 from stagelens.contracts import RecordingError
 from stagelens.replaying.step import StepRules
 from stagelens.runs.checked_files import CheckedFiles
-from stagelens.runs.optimizer_facts import EndOptimizer
 from stagelens.runs.saved_states import load_state
 from stagelens.runs.schema import StageFile
-from stagelens.runs.states import TrainingState
 from stagelens.runs.steps import RecordedSteps
 
 from .best_model import Best
+from .carried_state import kept_at_end
 from .checked_steps import CheckedSteps
 from .no_checks import Checks, NoChecks
 from .stage_files import StageFiles
+from .stage_states import StageStates
 from .step_comparison import check_lengths
 from .step_writer import StepWriter
 from .update_count import UpdateCount
@@ -98,10 +98,9 @@ def complete(
     files: StageFiles,
     writer: StepWriter,
     ending: Ending,
-    state: Callable[[], TrainingState],
+    states: StageStates,
     watch: Watch | UpdateCount,
-    keep: bool,
-    apart: EndOptimizer | None,
+    asked: bool,
     began: float,
     told: dict[str, Any],
 ) -> None:
@@ -111,23 +110,26 @@ def complete(
         files: Of the stage.
         writer: Has written its steps.
         ending: How it ends.
-        state: Takes the training state as it is.
+        states: Takes the training state as it is.
         watch: Has counted its updates.
-        keep: Whether the optimiser's state stays at its end.
-        apart: The optimiser at the end, where its state is not kept.
+        asked: Whether the optimiser's state is to stay at its end.
         began: When, as ``time.monotonic`` tells it.
         told: What stage.json says of it besides.
     """
     told = {**told, "seconds": time.monotonic() - began}
-    if ending.best is not None and ending.at_best:
-        known, parallel = files.facts.checkpoints, told.pop("parallel")
-        best = ending.best.ending(known, writer.parts, parallel, keep)
-        files.announce(status="complete", **told, **best)
-        files.tidy("*")
-        return
+    optimizer, at = files.facts.optimizer, f"step {watch.noted}"
+    keep = kept_at_end(optimizer, asked)
+    with states.due(at):
+        if ending.best is not None and ending.at_best:
+            known, parallel = files.facts.checkpoints, told.pop("parallel")
+            best = ending.best.ending(known, writer.parts, parallel, keep)
+            files.announce(status="complete", **told, **best)
+            files.tidy("*")
+            return
+        end, apart = states.take_end(at, optimizer, keep, ending.averaged)
     files.announce(
         status="complete",
-        end=files.save("end", state()),
+        end=files.save("end", end),
         end_optimizer=apart,
         parts=list(writer.parts),
         steps=writer.steps,

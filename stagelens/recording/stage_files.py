@@ -42,7 +42,7 @@ class StageFiles:
         return save_state(self._run.path, f"{self._folder}/{name}", state, self.facts.start)
 
     def checkpoint(
-        self, step: int, state: Callable[[], TrainingState], calls: list[Any], **update: Any
+        self, step: int, state: Callable[[], TrainingState], calls: list[Any], checked: list[int]
     ) -> Checkpoint:
         """Write a training state within the stage, and the facts that name it."""
         known = self.facts.checkpoints
@@ -51,12 +51,13 @@ class StageFiles:
             return known[-1]
         saved = self.save(f"checkpoint-{step:06d}", state())
         made = Checkpoint(step=step, state=saved, calls=calls)
-        self.announce(checkpoints=[*known, made], **update)
+        self.announce(checkpoints=[*known, made], checked=checked)
         return made
 
-    def drop_checkpoints(self, wanted: Callable[[Checkpoint], bool]) -> None:
-        """Delete the other checkpoints."""
-        self.announce(checkpoints=[each for each in self.facts.checkpoints if wanted(each)])
+    def drop_checkpoints(self, best: Checkpoint, due: Callable[[int], bool]) -> None:
+        """Delete the others than the best one and those at steps where one is due."""
+        known = self.facts.checkpoints
+        self.announce(checkpoints=[one for one in known if one == best or due(one.step)])
         # After the facts: a process killed in between must not leave them naming missing files.
         self.tidy("checkpoint-*")
 

@@ -16,10 +16,9 @@ from stagelens.replaying.step import StepRules
 from stagelens.replaying.training_loss import TrainingLoss
 from stagelens.runs.optimizer_set import AnyOptimizer
 from stagelens.runs.schema import Checkpoint
-from stagelens.runs.states import TrainingState, capture
+from stagelens.runs.states import TrainingState
 
 from .best_model import Best, check_best
-from .carried_state import kept_at_end, told_apart
 from .final_model import FinalModel
 from .forward_passes import ForwardPasses
 from .micro_batches import MicroBatches
@@ -32,6 +31,7 @@ from .stage_files import StageFiles
 from .stage_objective import read_objective
 from .stage_settings import StageSettings
 from .stage_start import StageStart, read_start
+from .stage_states import StageStates
 from .stage_together import StageTogether
 from .step_writer import StepWriter, record_of
 from .update_count import UpdateCount
@@ -68,7 +68,9 @@ class StageRecorder:
         self._model, self._optimizer = model, optimizer
         self._settings = settings
         self._names = {id(p): n for n, p in model.named_parameters()}
-        self._together = StageTogether(run.together, name, settings.kind)
+        self._together = StageTogether(run.together, name, settings.kind, model)
+        given = (model, optimizer, self._names, self._together.meetings)
+        self._states = StageStates(run.path / folder, *given)
         ahead = run.foretelling(model, optimizer, settings)
         self._writer = StepWriter(run.path, folder, settings.flush_every, foretell=ahead)
         self._files: StageFiles | None = None
@@ -89,10 +91,11 @@ class StageRecorder:
 
     def _begin(self) -> None:
         run, folder, settings, model = self._run, self._folder, self._settings, self._model
+        given = (model, self._optimizer, settings, self.tell, self._states)
         run.begin(self, settings.parent)
         self._together.entered()
         with run.new_folder(folder):
-            start = read_start(run, self.name, folder, model, self._optimizer, settings, self.tell)
+            start = read_start(run, self.name, folder, *given)
             minimised = read_objective(run, folder, model, start, settings, self.tell)
             said = minimised.facts | self._together.facts()
             facts = start.facts(self.name, settings, self.problem, said)
@@ -241,7 +244,7 @@ class StageRecorder:
         self._watch.noted += 1
         self._watch.forwards = 0
         self._micro.clear()
-        if self._checkpoint_due(self._watch.noted):
+        if self._settings.checkpoint_due(self._watch.noted):
             self._checkpoint()
         elif self._writer.due:
             if self.problem is None:
@@ -264,25 +267,22 @@ class StageRecorder:
             OSError: It cannot be written.
         """
         assert self._files is not None
-        if self.problem is None and isinstance(self._watch, Watch):
-            try:
-                self._watch.check_now()
-            except RecordingError as error:
-                self.tell(error)
-        self._writer.flush()  # first: resuming needs every step before a checkpoint
-        if self._writer.stopped:
-            return None
-        calls, checked = self._watch.calls, self._agreed()
-        return self._files.checkpoint(self.steps, self._state, calls, checked=checked)
+        with self._states.due(f"step {self.steps}"):
+            if self.problem is None and isinstance(self._watch, Watch):
+                try:
+                    self._watch.check_now()
+                except RecordingError as error:
+                    self.tell(error)
+            self._writer.flush()  # first: resuming needs every step before a checkpoint
+            if self._writer.stopped:
+                return None
+            return self._files.checkpoint(
+                self.steps, self._state, self._watch.calls, self._agreed()
+            )
 
-    def _checkpoint_due(self, step: int) -> bool:
-        every = self._settings.checkpoint_every
-        return every is not None and step % every == 0
-
-    def _state(self, whole: bool = True) -> TrainingState:
+    def _state(self) -> TrainingState:
         known = self._files is not None and self._files.facts.optimizer is not None
-        given = self._ending.averaged or self._model, self._optimizer if known and whole else None
-        return capture(*given, self._names, copy=False)  # it is written at once
+        return self._states.take(f"step {self.steps}", known, self._ending.averaged)
 
     def keep_best(self, metric: str, value: float) -> None:
         """Keep the current training state as the best so far, in place of the previous best.
@@ -299,7 +299,7 @@ class StageRecorder:
         try:
             if (best := self._checkpoint()) is not None:
                 self._ending.best = Best(self._run.path, best, metric, value)
-                self._files.drop_checkpoints(lambda c: c == best or self._checkpoint_due(c.step))
+                self._files.drop_checkpoints(best, self._settings.checkpoint_due)
         except Exception as error:
             self.tell(error)
 
@@ -369,14 +369,14 @@ class StageRecorder:
             self._lose(problem, "was not finished")
 
     def _end(self) -> None:
-        average = self._files.facts.average if self._files is not None else None
+        assert self._files is not None
+        average = self._files.facts.average
         if self.problem is None:
             try:
                 self._check_end()
             except Exception as error:
                 average = None
                 self.tell(error)
-        assert self._files is not None
         parallel = self._together.gather(self._writer.parts, self.tell)
         if parallel is not None and self._checked is not None and self.problem is None:
             own = {"parallel": parallel, "parts": self._writer.parts}
@@ -386,10 +386,8 @@ class StageRecorder:
             self._checked.close()
             why = None if agreed or self.problem else self._checked.why
         told = {"checked": agreed, "unchecked": why, "average": average, "parallel": parallel}
-        keep = kept_at_end(self._files.facts.optimizer, self._settings.keep_optimizer)
-        apart = told_apart(self._files.facts.optimizer, self._optimizer, self._names)
-        given = (self._files, self._writer, self._ending, lambda: self._state(keep))
-        complete(*given, self._watch, keep, apart, self._started, told)
+        given = (self._files, self._writer, self._ending, self._states, self._watch)
+        complete(*given, self._settings.keep_optimizer, self._started, told)
         self._together.done()
         # Last: whatever becomes of it, the stage is complete.
         self._run.keep_final(self.name, self._ending.averaged or self._model)

@@ -71,6 +71,10 @@ class StageSettings:
                 raise RecordingError(f"clip_norm={self.clip_norm!r}; pass a positive norm, or None")
             object.__setattr__(self, "clip_norm", float(self.clip_norm))  # may be an int
 
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after this many steps."""
+        return self.checkpoint_every is not None and step % self.checkpoint_every == 0
+
     def keeps(self, step: int) -> bool:
         """Whether the batches of this step are kept."""
         if isinstance(self.keep_batches, str):

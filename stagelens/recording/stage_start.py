@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stagelens.compute import devices
 from stagelens.contracts import BASE, RecordingError
@@ -19,6 +19,7 @@ from stagelens.runs.optimizer_set import AnyOptimizer, members
 from stagelens.runs.run import Stage
 from stagelens.runs.saved_states import load_model, save_state
 from stagelens.runs.schema import OptimizerFacts, StageFile, StateRef
+from stagelens.runs.shards import own_part, shared_like
 from stagelens.runs.states import (
     TrainingState,
     capture,
@@ -33,6 +34,7 @@ from .boundary import Unexplained, check_reloaded, first_boundary
 from .mode_boundary import find_switched
 from .run_writer import RunWriter
 from .stage_settings import StageSettings
+from .stage_states import StageStates
 from .tokenising import tokenising
 
 
@@ -100,6 +102,7 @@ def read_start(
     optimizer: AnyOptimizer,
     settings: StageSettings,
     tell: Callable[[Exception], None],
+    states: StageStates,
 ) -> StageStart:
     """Check what a stage is given, and write its start.
 
@@ -113,6 +116,7 @@ def read_start(
         tell: Called with what costs the stage its replay, but not its boundaries: hooks do not see
             the model's passes, replay could not make the optimiser, or the stage does not start
             where the one before ended.
+        states: Takes its state.
 
     Raises:
         RecordingError: The stage has no boundaries: the model is not the task's, or has no weights
@@ -131,9 +135,9 @@ def read_start(
     adapter, build_config = read_adapter(model), settings.build_config
     if (read := run.task.stage_config(model)) is not None:
         build_config = {**read, **(build_config or {})}
-    built = _build(run, build_config)
+    built = _build(run, build_config, states.sharded)
     _check_built(model, built)
-    state = capture(model, None if facts is None else optimizer, names)
+    state = states.take("the stage's start", facts is not None, copy=True)
     frozen = [n for n in names.values() if n not in trainable]
     prefix, last = f"{folder}/start", run.before
     kept = state if facts is None else _without_fresh(state, optimizer, facts, model, names)
@@ -217,6 +221,7 @@ def followed_start(
     model: nn.Module,
     optimizer: AnyOptimizer,
     names: Mapping[int, str],
+    sharded: bool,
 ) -> StageStart:
     """The start of a stage that the main process has written, in another process.
 
@@ -226,15 +231,16 @@ def followed_start(
         model: Is trained.
         optimizer: Trains it.
         names: ``id(parameter)`` to name.
+        sharded: Whether each process holds a part of it, and none the whole.
     """
     return StageStart(
-        capture(model, optimizer, names),
+        TrainingState({}) if sharded else capture(model, optimizer, names),
         facts.start,
         facts.boundary,
         facts.optimizer,
         facts.trainable,
         facts.build_config,
-        _build(run, facts.build_config),
+        _build(run, facts.build_config, sharded),
         next(model.parameters()).device,
         facts.tokenizer,
     )
@@ -281,9 +287,14 @@ def _without_fresh(
         name: own
         for name, own in state.optimizer.items()
         if own.keys() != new.get(name, {}).keys()
-        or not all(same_tensor(new[name][key].cpu(), tensor) for key, tensor in own.items())
+        or not all(_alike(new[name][key], tensor) for key, tensor in own.items())
     }
     return TrainingState(state.model, kept)
+
+
+def _alike(new: Tensor, recorded: Tensor) -> bool:
+    """Whether values are the same; of what is shared out, this process's own."""
+    return same_tensor(own_part(new).cpu(), own_part(shared_like(new, recorded)).cpu())
 
 
 def _check_passes(model: nn.Module, what: str) -> None:
@@ -316,10 +327,10 @@ def _environment(device: torch.device) -> Environment:
     )
 
 
-def _build(run: RunWriter, config: Mapping[str, Any] | None) -> nn.Module:
+def _build(run: RunWriter, config: Mapping[str, Any] | None, empty: bool = False) -> nn.Module:
     # Building draws initial weights, which must not advance the training loop's generator.
     with torch.random.fork_rng(devices=[]):
-        return run.task.build_model(config)
+        return run.task.build_empty(config) if empty else run.task.build_model(config)
 
 
 def _check_built(model: nn.Module, built: nn.Module) -> None:

@@ -6,9 +6,13 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import nn
+
 from stagelens.contracts import RecordingError
 from stagelens.runs.schema import Parallel, PartRef
+from stagelens.runs.shards import sharding_modules
 
+from .meetings import Meetings
 from .parallel_models import Kind
 from .together import Message, Together
 
@@ -25,13 +29,16 @@ class StageTogether:
         run: This process, for messages about the run.
         name: The stage's name.
         kind: What shares the stage's training between the processes.
+        model: Is trained.
     """
 
-    def __init__(self, run: Together, name: str, kind: Kind | None) -> None:
+    def __init__(self, run: Together, name: str, kind: Kind | None, model: nn.Module) -> None:
         self._run, self._kind = run, kind
+        self._modules = [name for name, _ in sharding_modules(model)]
         self._stage = run.within(f"stage/{name}")
         self._place = f"stage/{name}"
         self.number = run.number
+        self.meetings = Meetings(self._stage)
 
     @property
     def shared(self) -> bool:
@@ -49,6 +56,7 @@ class StageTogether:
     def lost(self, why: str) -> None:
         """The stage is not recorded by this process, or not any more."""
         if self.number:
+            self.meetings.leave()
             self.ended([], why)
             return
         self._say("begun", error=why)
@@ -91,6 +99,7 @@ class StageTogether:
     def left(self, parts: Sequence[PartRef]) -> None:
         """The stage's block was left before its end."""
         if self.number:
+            self.meetings.leave()
             self.ended(parts, "its training was interrupted")
         else:
             self.done()
@@ -103,7 +112,7 @@ class StageTogether:
         """What stage.json says of the processes while the stage is recorded."""
         if not self.shared or self._kind is None:
             return {}
-        return {"parallel": Parallel(kind=self._kind, count=self._run.count)}
+        return {"parallel": self._parallel(self._kind)}
 
     def gather(self, own: Sequence[PartRef], tell: Callable[[Exception], None]) -> Parallel | None:
         """What all processes wrote, once they have; None for one process.
@@ -121,7 +130,11 @@ class StageTogether:
             parts = [self._of(number, steps) for number in self._run.others]
         except Exception as error:
             tell(error)
-        return Parallel(kind=self._kind, count=self._run.count, parts=parts)
+        return self._parallel(self._kind, parts)
+
+    def _parallel(self, kind: Kind, parts: Sequence[list[PartRef]] = ()) -> Parallel:
+        count = self._run.count
+        return Parallel(kind=kind, count=count, modules=self._modules, parts=[*parts])
 
     def _of(self, number: int, steps: int) -> list[PartRef]:
         if self._stage.heard(f"entered/{number}") is None:

@@ -102,7 +102,9 @@ class Together:
         while True:
             for name in names:
                 if (message := self.heard(name)) is not None:
-                    return message
+                    # One before it may have been left since that was looked for.
+                    earlier = (self.heard(each) for each in names[: names.index(name)])
+                    return next((each for each in earlier if each is not None), message)
             if time.monotonic() > until:
                 return None
             time.sleep(_LOOK_EVERY)

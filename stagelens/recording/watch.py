@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from stagelens.contracts import RecordingError
 from stagelens.replaying.optimizers import CALLS, check_optimizer
 from stagelens.runs.optimizer_set import AnyOptimizer, Handles, members
+from stagelens.runs.shards import is_sharded, own_part
 
 from .checked_steps import CheckedSteps
 from .fingerprint import Fingerprint, SampledFingerprint
@@ -76,7 +77,7 @@ class Watch:
         shared: bool = False,
     ) -> None:
         self.checking = True
-        self._shared = shared
+        self._shared, self._sharded = shared, is_sharded(model)
         self.model = model
         self.optimizer = optimizer
         self.clip_norm = clip_norm
@@ -353,7 +354,7 @@ class Watch:
             # A gradient as backward left it was not clipped, so the total norm must allow that.
             if same or self._checked.planned or self.updates % _NORM_EVERY == 0:
                 self._check_norm(self.clip_norm)
-        elif not same and not self._shared:
+        elif not same and (self._sharded or not self._shared):
             name = self._names[id(self._sentinel.parameter)]
             raise RecordingError(
                 f"the gradient of {name} was changed between backward and optimizer.step() (update "
@@ -363,7 +364,8 @@ class Watch:
             )
 
     def _check_norm(self, largest: float) -> None:
-        gradients = [p.grad for _, p in self._parameters if p.grad is not None]
+        # Of what is shared out, of the own parts alone: no more than of all.
+        gradients = [own_part(p.grad) for _, p in self._parameters if p.grad is not None]
         # In float32: the sum of many squares has no digits left in half precision.
         norm = float(nn.utils.get_total_norm([gradient.float() for gradient in gradients]))
         # Clipping scales each gradient in its own dtype, so it reaches the norm up to its rounding.

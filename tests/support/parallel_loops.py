@@ -18,6 +18,7 @@ import stagelens
 from stagelens.runs.states import Weights, model_tensors
 from tests.support.launched import as_launched
 from tests.support.loops import Batch, make_batches, make_task
+from tests.support.sharded import sharded
 
 SIZE = 4
 """Examples in a batch of one process."""
@@ -167,3 +168,20 @@ def farthest(one: Weights, other: Weights) -> float:
     """Largest difference between two models."""
     assert one.keys() == other.keys()
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+def recording_shared_out(
+    rank: int, count: int, port: int, folder: Path, training: Training, *names: str
+) -> None:
+    """As :func:`recording`, each process with a part of the model; once for each name of a run."""
+    joined(rank, count, port, folder)
+    for name in names:
+        model = training.fresh()
+        sharded(model, *[n for n, m in model.named_modules() if isinstance(m, nn.Linear)][:1])
+        recorder = stagelens.Recorder(folder / name, training.task())
+        run_stages(training, model, count, rank, recorder)
+        images, labels = make_batches(1, seed=5, size=20)[0]
+        recorder.add_set("test", images=images, labels=labels)
+        dist.barrier()
+        recorder.close()
+    dist.destroy_process_group()
