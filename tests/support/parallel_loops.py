@@ -56,19 +56,24 @@ class Training:
         model: As ``make_task`` takes it.
         seeds_apart: Whether every process draws numbers of its own.
         wrapper: Settings of DistributedDataParallel.
+        frozen: Parameters that are not trained.
     """
 
     stages: tuple[Stage, ...] = (Stage("first", 1), Stage("second", 2))
     model: Mapping[str, Any] | None = None
     seeds_apart: bool = True
     wrapper: Mapping[str, Any] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
 
     def task(self) -> stagelens.Task:
         return make_task(self.model)
 
     def fresh(self) -> nn.Module:
         torch.manual_seed(0)
-        return self.task().build_model(None).double()
+        model = self.task().build_model(None).double()
+        for name in self.frozen:
+            model.get_parameter(name).requires_grad_(False)
+        return model
 
     def batches(self, stage: Stage, count: int, rank: int) -> list[Batch]:
         """Those of a process, which take turns in one list."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 import stagelens
@@ -23,6 +24,19 @@ from tests.support.sharded import sharded
 WARN = {"on_problem": "warn"}
 NAMES = ("refused", "lost", "odd", "whole")
 TRAINING = Training(stages=tuple(Stage(n, i, 3, recorder=WARN) for i, n in enumerate(NAMES)))
+
+
+def clipped(model: nn.Module, recorder: stagelens.Recorder, rank: int) -> None:
+    """A loop that clips and does not say so."""
+    task, optimizer = TRAINING.task(), torch.optim.SGD(model.parameters(), 0.1)
+    with recorder.stage("clipped", model=model, optimizer=optimizer) as stage:
+        for batch in TRAINING.batches(TRAINING.stages[0], 2, rank):
+            loss = task.loss(model, batch)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+            stage.step(batch, loss)
 
 
 def failing(rank: int, count: int, port: int, folder: Path) -> None:
@@ -53,8 +67,8 @@ def failing(rank: int, count: int, port: int, folder: Path) -> None:
 
     with warnings.catch_warnings(record=True):
         run_stages(TRAINING, model, count, rank, recorder, before_note=before_note)
+        clipped(model, recorder, rank)
     recorder.close()
-    assert (folder / "trained").mkdir(exist_ok=True) is None
     dist.barrier()
     dist.destroy_process_group()
 
@@ -63,10 +77,11 @@ def test_trouble_in_one_process_stops_none_and_is_told(tmp_path: Path) -> None:
     ended = launched.run(2, failing, tmp_path)
     assert ended == [0, 0], [said(tmp_path, rank) for rank in range(2)]
     run = stagelens.open_run(tmp_path / "run", TRAINING.task())
-    assert [stage.name for stage in run.stages] == ["odd", "whole"]
+    assert [stage.name for stage in run.stages] == ["odd", "whole", "clipped"]
     problem = run.stage("odd").facts.problem or ""
     assert "process 1" in problem and "changed outside" in problem
-    assert run.stage("whole").facts.problem is not None or run.stage("whole").replayable
+    assert run.stage("whole").replayable
+    assert "by clipping, which has to be declared" in (run.stage("clipped").facts.problem or "")
     told = " ".join([*run.file.notes, *run.problems])
     assert "process 1 does not record the stage" in told and "disk is full" in told
 
