@@ -37,7 +37,7 @@ TWO = Training(
     seeds_apart=False,
     frozen=("1.bias",),
 )
-"""In two processes, with a frozen parameter; without dropout, so that a process alone may train on what both saw."""
+"""In two processes, with a frozen parameter; without dropout, so that a process alone can do it."""
 FOUR = Training(
     stages=(
         Stage("first", 1, 4, accumulation=2, clip_norm=0.5, recorder={"checkpoint_every": 2}),
