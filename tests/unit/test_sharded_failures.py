@@ -51,12 +51,12 @@ def failing(rank: int, count: int, port: int, folder: Path) -> None:
     recorder = stagelens.Recorder(folder / "run", TRAINING.task())
     take = StageStates.take
 
-    def refusing(states: Any, at: str, *more: Any) -> Any:
+    def refusing(states: Any, at: str, *more: Any, **options: Any) -> Any:
         if rank == 1 and "refused" in str(states._meetings._stage.place) and "start" in at:
             raise OSError("the disk is gone")
         if rank == 0 and "lost" in str(states._meetings._stage.place) and at == "step 3":
             raise OSError("the disk is full")
-        return take(states, at, *more)
+        return take(states, at, *more, **options)
 
     StageStates.take = refusing  # type: ignore[method-assign]
 
