@@ -115,7 +115,7 @@ def test_the_same_layout_gives_the_same_bits(two: Path, tmp_path: Path) -> None:
     assert again.recording == opened(two, TWO).recording
 
 
-@pytest.mark.parametrize("which", ["two", "four"])
+@pytest.mark.parametrize("which", ["two", pytest.param("four", marks=pytest.mark.slow)])
 def test_without_a_stage_as_trained_without_it(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

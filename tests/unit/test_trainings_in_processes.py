@@ -46,10 +46,10 @@ def test_a_loop_of_accelerate(tmp_path: Path) -> None:
     ("kind", "settings", "divisor"),
     [
         # Divided by the labels of all processes, times their number, then averaged over them.
-        ("bert", {"label_smoothing_factor": 0.1}, 1),
+        pytest.param("bert", {"label_smoothing_factor": 0.1}, 1, marks=pytest.mark.slow),
         ("gpt", {"gradient_accumulation_steps": 2}, 1),
         # Divided by a process's own tokens, and averaged over processes.
-        ("gpt", {"average_tokens_across_devices": False}, 2),
+        pytest.param("gpt", {"average_tokens_across_devices": False}, 2, marks=pytest.mark.slow),
     ],
 )
 def test_two_trainings_of_the_trainer(
