@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.compute import memory
+from stagelens.contracts import optimizer_rule
 
 from .noted_step import NotedStep
 from .stage_start import StageStart
 
+SMALL_BYTES = 2**22
+"""Larger models are copied after every step, without the optimiser's state: of one step gradients
+are enough to hold, and a copy of the weights costs little beside its passes."""
+COPIED_BYTES = 2**30
+"""Larger models still are copied only before steps that it was planned to check, onto the second
+model; and of the optimiser's state one part in four, which is compared."""
 _SHARE = 0.05
 """Of what is free on an accelerator: the training's own peak comes later, and nobody knows it."""
 _LONGEST = 120.0
@@ -84,7 +91,12 @@ def place_for(start: StageStart) -> CheckPlace | str:
     cpu = start.device.type == "cpu"
     if not cpu and needed <= _SHARE * _free(start.device):
         return CheckPlace(start.device)
-    if not cpu:  # on the CPU there are copies besides, to compare with
+    if model > SMALL_BYTES and _by_tensor(start):
+        # A second model, gradients of both, and updates part by part; of a smaller model two
+        # copies besides, and one of all that the optimiser keeps.
+        copies = 2 * model + state if model <= COPIED_BYTES else state // 4
+        needed = model + 2 * trained + copies + state // 16
+    elif not cpu:  # on the CPU there are copies besides, to compare with
         needed = 2 * (model + trained + state)
     free = memory.available()
     if needed <= free:
@@ -93,6 +105,12 @@ def place_for(start: StageStart) -> CheckPlace | str:
         f"that takes about {memory.amount(needed)} of memory beside the training, and "
         f"{memory.amount(free)} were free"
     )
+
+
+def _by_tensor(start: StageStart) -> bool:
+    each = start.optimizer.each() if start.optimizer is not None else []
+    rules = [optimizer_rule(member.name) for member in each]
+    return all(rule is not None and rule.formula for rule in rules) and bool(rules)
 
 
 def _speed(dtype: torch.dtype) -> float:

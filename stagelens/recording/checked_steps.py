@@ -39,6 +39,8 @@ from stagelens.runs.states import (
 )
 from stagelens.runs.step_records import StepRecord
 
+from .check_place import COPIED_BYTES as _COPIED_BYTES
+from .check_place import SMALL_BYTES as _SMALL_BYTES
 from .check_place import CheckPlace, cannot_run
 from .copying import StateCopies, WeightsCopy
 from .held_gradients import GradientHolder, Gradients
@@ -53,13 +55,8 @@ _LARGEST_GAP = 500
 """Most steps between two checks: a change is told that soon, at under a hundredth of the cost."""
 _STRETCH = 8
 """Most steps between two copies of the training state, all of which the last check runs again."""
-_SMALL_BYTES = 2**22
-"""Larger models are copied after every step, without the optimiser's state: of one step gradients
-are enough to hold, and a copy of the weights costs little beside its passes."""
-_COPIED_BYTES = 2**30
-"""Larger models still are copied only before steps that it was planned to check, onto the second
-model; and of the optimiser's state one part in ``_TURNS``, which is compared."""
 _TURNS = 4
+"""Checks of a model over ``_COPIED_BYTES`` that together compare all that its optimiser keeps."""
 
 
 class CheckedSteps:

@@ -71,6 +71,21 @@ def test_what_a_check_takes_is_a_few_times_the_model(
         assert (run.last.facts.unchecked is None) == checked
 
 
+@pytest.mark.parametrize(
+    ("copied", "free", "checked"),
+    [(0, 3.3, False), (0, 3.9, True), (2**30, 6.5, False), (2**30, 7.5, True)],
+)
+def test_of_larger_models_it_is_less(
+    copied: int, free: float, checked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(p.nbytes for p in make_task().build_model().parameters())
+    for module, prefix in ((check_place, ""), (checked_steps, "_")):
+        monkeypatch.setattr(module, f"{prefix}SMALL_BYTES", 0)
+        monkeypatch.setattr(module, f"{prefix}COPIED_BYTES", copied)
+    monkeypatch.setattr(memory, "available", lambda: int(free * size))
+    assert bool(record(tmp_path / "run").last.facts.checked) == checked
+
+
 BESIDE = CheckPlace(torch.device("cpu"), beside=True)
 """As on a machine whose other device trains: the CPU stands in for both."""
 
