@@ -28,6 +28,7 @@ from stagelens.recording import (
     stage_files,
     stage_recorder,
     stage_start,
+    stage_states,
     step_writer,
     watch,
 )
@@ -44,7 +45,7 @@ SETTINGS: dict[str, Any] = {"flush_every": 2, "checkpoint_every": 2}
 PLACES: list[tuple[Any, str, int]] = [
     # What fails, and at which of its calls first
     (stage_recorder, "read_start", 0),
-    (stage_start, "capture", 0),
+    (stage_states, "capture", 0),
     (stage_start, "save_state", 0),
     (stage_start, "save_state", 1),
     (mode_boundary, "find_boundary", 0),
@@ -74,7 +75,7 @@ PLACES: list[tuple[Any, str, int]] = [
     (stage_files, "save_state", 0),
     (stage_files, "save_state", 2),
     (stage_files.StageFiles, "tidy", 0),
-    (stage_recorder, "FinalModel", 0),
+    (run_writer, "FinalModel", 0),
 ]
 ERRORS: list[Callable[[], Exception]] = [
     lambda: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
