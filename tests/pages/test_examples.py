@@ -132,6 +132,10 @@ def test_a_link_opens_what_it_asks_of_the_example(open_page, demo: Path) -> None
     (path,) = figures(app)
     assert path["alt"].startswith("Loss observed. base: ") and "after shortcut: " in path["alt"]
     assert "without shortcut" not in words(app)
+    # The address says whose loss is asked about, and no more once it is this example's again.
+    for value, said in (("Mean of the examples shown", True), ("This example", False)):
+        check(app.segmented_control(key="asked-about").set_value(value).run())
+        assert ("about" in app.query_params) == said
 
 
 def test_a_choice_survives_a_filter_that_moves_its_row(open_page, demo: Path) -> None:
