@@ -150,10 +150,11 @@ def _scale_of(trainer: Any, items: Any) -> int:
     """
     from transformers import Trainer
 
+    if items is None or type(trainer).compute_loss is not Trainer.compute_loss:
+        return 1
     args = trainer.args
     asks = getattr(trainer, "model_accepts_loss_kwargs", False) or trainer.compute_loss_func
-    scales = args.world_size > 1 and args.average_tokens_across_devices and asks
-    if items is None or not scales or type(trainer).compute_loss is not Trainer.compute_loss:
+    if args.world_size == 1 or not (args.average_tokens_across_devices and asks):
         return 1
     return int(trainer.accelerator.num_processes // getattr(trainer, "get_tp_size", lambda: 1)())
 
