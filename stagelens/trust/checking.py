@@ -57,6 +57,8 @@ def check_run(
         progress: Called for every stage and table.
     """
     yield from _descriptions(run)
+    # Before steps are run again, which writes what they gave in place of what is stored.
+    stored = list(_results(run))
     overall = Progress(progress)
     work = len(run.stages) + 1
     for number, stage in enumerate(run.stages):
@@ -66,7 +68,7 @@ def check_run(
         yield _steps(run, stage, full, report)
     for name in run.set_names:
         yield _set(run, name)
-    yield from _results(run)
+    yield from stored
     overall.piece(len(run.stages), work)(0.0, "Stored numbers")
     yield from _numbers(run)
 

@@ -289,7 +289,9 @@ def test_the_command_prints_the_strongest(found) -> None:
 
 def test_a_damaged_table_is_looked_for_again(found, tmp_path: Path) -> None:
     run, features = found
-    path = next((run.path / "results" / "features").glob("*.parquet"))
+    path = max(
+        (run.path / "results" / "features").glob("*.parquet"), key=lambda p: p.stat().st_mtime
+    )
     content = path.read_bytes()
     try:
         path.write_bytes(content[:100])
