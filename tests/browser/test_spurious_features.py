@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.axe import violations
+from tests.browser.turning import LEAVE, TURNED
 
 
 def test_the_gap_between_groups_is_read_with_and_without_each_stage(
@@ -48,8 +49,8 @@ def test_features_are_looked_for_and_their_examples_opened(
     screenshot(page, "features")
     check_narrow(page, "features")
     example = page.get_by_role("link").filter(has=page.get_by_role("img", name="Example ")).first
-    page.evaluate("window.entries = history.length")
+    page.evaluate(LEAVE)
     example.click()
     settle(page, "Effect of each stage")
-    assert page.evaluate("history.length - window.entries") == 1  # turned, not loaded anew
+    assert page.evaluate(TURNED)
     assert "/Examples" in page.url and "example=" in page.url

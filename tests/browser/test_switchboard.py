@@ -7,6 +7,8 @@ import re
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from tests.browser.turning import LEAVE, TURNED
+
 
 def number(page: Page) -> float:
     return float(page.locator(".board .number").inner_text().removesuffix(" %"))
@@ -68,12 +70,11 @@ def test_keys_switch_and_go_from_card_to_card_and_a_link_holds_what_is_off(
     page.keyboard.press("ArrowRight")
     expect(second).to_be_focused()
     named = str(second.get_attribute("href")).rpartition("example=")[2].partition("&")[0]
-    page.evaluate("window.entries = history.length")
+    page.evaluate(LEAVE)
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile(f"/Examples.*example={named}"))
     settle(page)
-    # One step back leads back; and the page was turned, not loaded anew, which knows no number.
-    assert page.evaluate("history.length - window.entries") == 1
+    assert page.evaluate(TURNED)
 
 
 def test_all_examples_are_one_click_away(server, page: Page, settle) -> None:

@@ -289,15 +289,15 @@ def test_the_command_prints_the_strongest(found) -> None:
 
 def test_a_damaged_table_is_looked_for_again(found, tmp_path: Path) -> None:
     run, features = found
-    path = max(
-        (run.path / "results" / "features").glob("*.parquet"), key=lambda p: p.stat().st_mtime
-    )
-    content = path.read_bytes()
+    contents = {p: p.read_bytes() for p in (run.path / "results" / "features").glob("*.parquet")}
+    assert load_features(run, "test", "coarse-replay", features.facts.settings, "") is not None
     try:
-        path.write_bytes(content[:100])
+        for path, content in contents.items():
+            path.write_bytes(content[:100])
         assert load_features(run, "test", "coarse-replay", features.facts.settings, "") is None
     finally:
-        path.write_bytes(content)
+        for path, content in contents.items():
+            path.write_bytes(content)
 
 
 def test_words_that_are_equally_frequent_are_kept_by_their_names(monkeypatch) -> None:
