@@ -7,10 +7,10 @@ METHOD = (
     "final model's behaviour with and without the stage's updates: the behaviour of the final "
     "model minus that of the counterfactual, the model as it would be had the stage not happened "
     "and all later stages run as they were.",
-    "An estimator is a way to obtain a counterfactual without retraining. Replay runs the recorded "
-    "steps again, same batches, same schedule, same random numbers, and is the ground truth that "
-    "every other estimator is compared with. What is known of an estimate's error is its trust; it "
-    "stands beside every number.",
+    "An estimator is a way to obtain a counterfactual. One of them, replay, runs the recorded "
+    "steps again, with the same batches, schedule and random numbers; it is the ground truth that "
+    "the others are compared with. They do without most of these steps, or all. What is known of "
+    "an estimate's error is its trust; it stands beside every number.",
     "Credit is a stage effect that makes the behaviour better for an example, blame one that makes "
     "it worse, by the behaviour's own direction: lower loss is better, higher margin is better. "
     "Over many examples both are means, and their sum is the net effect. An effect of less than "

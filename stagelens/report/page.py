@@ -44,6 +44,8 @@ _CONTENTS_FROM = 3
 _SHOWN_ROWS = 40
 _LONGEST = 600
 """Most characters of a cell."""
+_SMALLEST = 0.001
+"""Smaller numbers of a table are bounded by it, as the dashboard does with q values."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,18 @@ class Section:
         title: The heading.
         about: What the reader is looking at, in a sentence.
         findings: In order.
+        leads: Whether it stands before the contents: what people pinned is what they want to say.
     """
 
     title: str
     about: str = ""
     findings: Sequence[Finding] = ()
+    leads: bool = False
+
+
+def pinned(findings: Sequence[Finding]) -> Section:
+    """What people pinned, ahead of what the run says by itself."""
+    return Section("Findings", "Pinned by people who looked at this run.", findings, leads=True)
 
 
 @dataclass(frozen=True)
@@ -163,13 +172,14 @@ def _room(sizes: Sequence[int], left: int) -> int:
 
 
 def _contents(report: Report) -> list[tuple[int, str, list[tuple[str, str]]]]:
-    """Number and title of every section that is shown, and its claims; none of a short report."""
+    """Number and title of every section that follows, and its claims; none of a short report."""
     shown = [section for section in report.sections if section.findings]
     if len(report.findings) < _CONTENTS_FROM:
         return []
     return [
         (number, section.title or "Findings", [(f.id, f.title) for f in section.findings])
         for number, section in enumerate(shown, 1)
+        if not section.leads
     ]
 
 
@@ -227,7 +237,11 @@ def _cell(rows: Rows, column: str, value: Cell) -> str | Markup:
             return (rows.formats[column] % value).replace("-", "−")
         except (TypeError, ValueError):
             return number(value)
-    return f"{value:,}" if isinstance(value, int) else number(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if 0 < abs(value) < _SMALLEST:  # a q that is small is not 0
+        return f"< {number(_SMALLEST)}" if value > 0 else f"> {number(-_SMALLEST)}"
+    return number(value)
 
 
 def _is_number(value: Cell) -> bool:

@@ -39,7 +39,7 @@ from .cover import read_cover
 from .exported import TableUsed
 from .figures import kept
 from .finding import Finding, Rows, Seen
-from .page import Report, Section
+from .page import Report, Section, pinned
 from .provenance import RECORDED
 from .store import FindingStore, new_id
 
@@ -142,15 +142,14 @@ class Basis:
 
 
 def whole_report(run: Run, set_name: str) -> tuple[Report, list[str]]:
-    """The default report followed by the pinned findings, and what could not be read.
+    """The pinned findings followed by the default report, and what could not be read.
 
     Raises:
         StageLensError: Nothing has been measured on the set yet.
     """
     found = FindingStore(run).read()
     cover, problems = read_cover(run)
-    pinned = Section("Findings", "Pinned by people who looked at this run.", found.kept)
-    sections = [*default_sections(run, set_name), pinned]
+    sections = [pinned(found.kept), *default_sections(run, set_name)]
     tables = tables_used(run, sections)
     made = Report(run.title, run.digest, sections, tables=tables, cover=cover)
     return made, [*found.problems, *problems]

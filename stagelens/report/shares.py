@@ -26,7 +26,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
 from stagelens.trust.drawn_coalitions import of_recipe
 from stagelens.trust.draws import RECIPE
-from stagelens.wording.numbers import phrase
+from stagelens.wording.numbers import axis_unit, phrase, scaled
 from stagelens.wording.sentences import slice_parts
 from stagelens.wording.signs import gain
 from stagelens.wording.trust_words import trust_word
@@ -80,6 +80,8 @@ def _of_behaviour(
 ) -> list[Finding]:
     behaviour = found.behaviour
     means, about = found.means(SHARE), f"all {noun}s"
+    unit = axis_unit(behaviour)
+    in_unit = f", in {unit}" if unit else ""
     how = f"over {found.over} of the recipe" if found.over else f"by {found.estimator}"
     common = {"behaviour": behaviour.name, "estimator": f"shares {how}"}
     known = tuple(one.trust for one in means)
@@ -108,7 +110,7 @@ def _of_behaviour(
     made.append(
         finding(
             kind="table",
-            title=f"Four readings of each stage, for the {phrase(behaviour)}{whose}",
+            title=f"Four readings of each stage, for the {phrase(behaviour)}{in_unit}{whose}",
             said=" ".join([*cautions(found), *([pair_rule(pairs, noun)] if pairs else [])]),
             rows=Rows.of(share_rows(found)),
             trust=known,
@@ -123,11 +125,16 @@ def _trusts(pairs: Sequence[Pair]) -> tuple[StageTrust, ...]:
 
 
 def share_rows(found: Shares) -> pd.DataFrame:
-    """Every reading of each stage with the share's interval and trust, on the credit scale."""
+    """Every reading of each stage with the share's interval and trust, on the credit scale.
+
+    In the unit that the dashboard prints: points where the behaviour is a share of examples.
+    """
     rows = mean_table(found).drop(columns="behaviour")
     ends = gain(rows[["share_low", "share_high"]].to_numpy(float), found.behaviour)
     # Where lower is better, the ends change places.
     rows = rows.assign(share_low=ends.min(axis=1), share_high=ends.max(axis=1))
     rows[list(READINGS)] = gain(rows[list(READINGS)].to_numpy(float), found.behaviour)
+    numbers = [*READINGS, "share_low", "share_high"]
+    rows[numbers] *= scaled(1.0, found.behaviour)
     words = [trust_word(one.trust, found.behaviour.name) for one in found.means(SHARE)]
     return rows.assign(trust=words).rename(columns=lambda name: name.replace("_", " "))

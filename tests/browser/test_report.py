@@ -146,7 +146,7 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     with page.expect_download() as download:
         page.get_by_role("button", name="Rows as JSON").click()
     document = json.loads(Path(download.value.path()).read_text())
-    page.get_by_text("Start with the run's own report").click()
+    page.get_by_text("Add the run's own report").click()
     settle(page)
     with page.expect_download() as download:
         page.get_by_role("button", name="Export HTML").click()
@@ -155,7 +155,7 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     notes = [each.note for each in FindingStore(open_run(home / "digits")).read().kept]
     assert notes == [NOTE, "One of many.", "When it happened."]
     assert len(document["findings"]) > 3
-    assert [each["note"] for each in document["findings"]][-3:] == notes
+    assert [each["note"] for each in document["findings"]][:3] == notes
     read_report(chromium, file, "report")
     content = file.read_text()
     assert f"{server.url}/Examples?run=digits" in content

@@ -136,6 +136,8 @@ def test_a_link_opens_what_it_asks_of_the_example(open_page, demo: Path) -> None
     for value, said in (("Mean of the examples shown", True), ("This example", False)):
         check(app.segmented_control(key="asked-about").set_value(value).run())
         assert ("about" in app.query_params) == said
+        # What stands beside the mean is not one example's.
+        assert ("clean-003 is one of them." in words(app)) == said
 
 
 def test_a_choice_survives_a_filter_that_moves_its_row(open_page, demo: Path) -> None:

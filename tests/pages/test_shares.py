@@ -158,6 +158,7 @@ def test_examples_have_shares_as_columns_to_filter_and_sort(
     (column,) = [name for name in rows if "mislabelled" in str(name)]
     assert rows[column].iloc[0] == f"▲ {best:.2f}"
     assert "shares on the margin" in app.dataframe[0].proto.alt
+    assert "Columns hold each stage's share, not what would be without it" in words(app)
     rows = rows[column].str.removeprefix("▲ ").astype(float)
     assert rows.is_monotonic_decreasing
 
@@ -169,6 +170,7 @@ def test_an_example_has_its_waterfall_and_its_shares_in_words(
     app = check(open_page(shared.parent, link, EXAMPLES))
     said, shown = words(app), alts(app)
     assert "pretrain 's share of the margin: +" in said and "(credit)" in said
+    assert "Without pretrain, the margin would be" in said  # beside the effects, in any case
     assert shown[0].startswith("Share of each stage in the margin on example clean-000, from ")
     effects = check(open_page(shared.parent, link.replace("Share", "Without+it"), EXAMPLES))
     assert "Without pretrain, the margin would be" in words(effects)

@@ -108,6 +108,8 @@ def test_the_default_report_says_what_the_demo_hides(whole: Report, short_plotly
     main = page_of(as_html(whole)).all("main")[0]
     headings = [each.text for each in main.all("h2")]
     assert headings == [
+        "Findings",
+        "Contents",
         *(
             "What stands out",
             "Credit and blame",
@@ -117,7 +119,6 @@ def test_the_default_report_says_what_the_demo_hides(whole: Report, short_plotly
             "Group gaps",
             "Trust",
         ),
-        "Findings",
     ]
     said = main.text.replace("\n", "")
     assert re.search(

@@ -41,6 +41,9 @@ def test_rows_of_shares_add_up_and_have_their_trust(whole: Report) -> None:
     read = table[table["title"] == "Four readings of each stage, for the margin"]
     sums = read[["share", "seen after"]].astype(float).sum()
     assert sums["share"] == pytest.approx(sums["seen after"], abs=1e-6)
+    title = "Four readings of each stage, for the accuracy, in points"
+    points = table[table["title"] == title]["seen after"].astype(float)
+    assert points.abs().max() > 1  # no fractions
     pairs = table[table["title"].str.startswith("What pairs of stages do to the margin")]
     assert len(pairs) == 6 and set(pairs["trust_of_row"]) == {"exact"}
 

@@ -70,7 +70,17 @@ def test_contents_lead_to_every_section_and_claim(whole: Report) -> None:
     places = {each.attributes.get("id") for each in root.all()}
     links = [each.attributes["href"] or "" for each in contents.all("a")]
     assert all(link.startswith("#") and link[1:] in places for link in links)
-    assert {f"#finding-{each.id}" for each in whole.findings} <= set(links)
+    led, *followed = whole.sections
+    claims = {f"#finding-{each.id}" for section in followed for each in section.findings}
+    assert led.leads and claims <= set(links)
+    # What people pinned stands before the contents, which list what follows.
+    (main,) = root.all("main")
+    order = [each for each in main.all() if each.tag in ("article", "nav")]
+    assert [each.tag for each in order[: len(led.findings) + 1]] == [
+        *["article"] * len(led.findings),
+        "nav",
+    ]
+    assert not {f"#finding-{each.id}" for each in led.findings} & set(links)
     assert not page_of(as_html(report_of(finding()))).all("nav")
 
 

@@ -35,6 +35,13 @@ from .table_cells import (
 
 _PAGE_STATE = state.session_key("page")
 _WHAT = {WITHOUT: "stage effects", SHARE: "shares", SEEN_AFTER: "what is seen after stages"}
+_COLUMNS = {
+    SHARE: "Columns hold each stage's share, not what would be without it: “Credit by”, under "
+    "More, is set to Share.",
+    SEEN_AFTER: "Columns hold what was seen after each stage, not what would be without it: "
+    "“Credit by”, under More, is set to Seen after.",
+}
+"""What the columns of stages hold where it is not what people find there by default."""
 _BECAUSE = {
     WITHOUT: "because of the stage",
     SHARE: "by the stage's share",
@@ -100,6 +107,8 @@ def _table(workspace: Workspace, effects: Effects, chosen: Chosen) -> str | None
         lambda: cells_of(workspace, effects, chosen, shown, columns),
     )
     tints = tints_of(chosen, shown, columns)
+    if not by_effects(chosen):
+        components.text_block(_COLUMNS[chosen.filters.credit])
     with st.container(key=cards.TABLE):
         components.table(
             cells,

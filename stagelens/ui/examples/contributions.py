@@ -110,6 +110,14 @@ def choose(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
     return Asked(ids, chosen.behaviour, stage, means[stage], trust, question)
 
 
+def asks_about_shown(chosen: Chosen) -> bool:
+    """Whether the open tab answers about the mean of the examples shown, and not about one."""
+    # The control of the tabs comes later on the page: on a first visit only the address knows.
+    look = st.session_state.get(state.LOOK) or st.query_params.get(state.LOOK)
+    asked = look in (state.WHEN, state.DATA) and state.asked_about() == SHOWN
+    return asked and len(chosen) > 0
+
+
 def _ask() -> None:
     state.ask_about(SHOWN if st.session_state[_ABOUT] == SHOWN else None)
 

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from stagelens import charts
+from stagelens.analyses.slices.saved import Slice
 from stagelens.contracts import Behaviour
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs, state
@@ -29,6 +30,7 @@ from . import (
     answers,
     canvas,
     card,
+    contributions,
     live_answers,
     network,
     saliency,
@@ -85,7 +87,10 @@ def opened(workspace: Workspace, effects: Effects, chosen: Chosen, example_id: s
 
 
 def _input(workspace: Workspace, chosen: Chosen, example_id: str, row: pd.Series) -> None:
-    """The input as it is, and what is known of it."""
+    """The input as it is, and what is known of it; of a mean, what it is the mean of."""
+    if contributions.asks_about_shown(chosen):
+        _mean_of(workspace, chosen, example_id)
+        return
     facts = _facts(workspace, chosen.behaviour, row)
     if workspace.noun == "image":
         alt = f"The input of example {example_id}"
@@ -102,20 +107,25 @@ def _input(workspace: Workspace, chosen: Chosen, example_id: str, row: pd.Series
         canvas.button(workspace, example_id)
 
 
+def _mean_of(workspace: Workspace, chosen: Chosen, example_id: str) -> None:
+    """In the place of one example's input, while the mean of those shown is asked about."""
+    st.html(components.heading_html(f"Mean of {count_text(len(chosen), workspace.noun)}"))
+    if asked := Slice.words_of(chosen.filters.asked()):
+        components.text_block(asked, muted=True)
+    mean = value_text(float(chosen.rows["final"].mean()), chosen.behaviour)
+    components.text_block(f"Mean final {phrase(chosen.behaviour)}: {mean}")
+    if chosen.place_of(example_id) is not None:
+        components.text_block(f"{example_id} is one of them.", muted=True)
+
+
 def _said(workspace: Workspace, effects: Effects, chosen: Chosen, row: pd.Series) -> str:
-    """Every stage's effect, or share, in words."""
-    example_id = str(row["example_id"])
-    found, place = shares.shares_of(workspace, chosen), chosen.every.places[example_id]
-    told = (
-        said(workspace, effects, chosen.behaviour, row)
-        if found is None
-        else shares.said(found, chosen.filters.credit, place)
-    )
+    """Every stage's effect in words; what its share is stands beside the shares' chart."""
+    told = said(workspace, effects, chosen.behaviour, row)
     said_of = components.sentences_html(told, brief=True)
     if (more := len(workspace.stages) - MOST) > 0:
         text = f"{more:,} more stages have smaller effects on it."
         said_of += components.text_html(text, muted=True)
-    if found is None and all(pd.isna(row[noise_column(s)]) for s in workspace.stages):
+    if all(pd.isna(row[noise_column(s)]) for s in workspace.stages):
         said_of += components.text_html("Training noise not known.", muted=True)
     return said_of
 
@@ -135,8 +145,7 @@ def _tabs(
         if name == state.EFFECTS:
             st.html(_said(workspace, effects, chosen, row))
             _effects(workspace, effects, chosen.behaviour, row)
-            place = chosen.every.places[example_id]
-            shares.waterfall(workspace, chosen.behaviour, chosen.filters.credit, place, row)
+            shares.waterfall(workspace, chosen, row)
         elif name == state.WHEN:
             training_steps.training_steps_tab(workspace, effects, chosen, example_id)
         elif name == state.DATA:

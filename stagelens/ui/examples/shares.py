@@ -9,7 +9,6 @@ from stagelens import charts
 from stagelens.analyses.shares import sentences
 from stagelens.analyses.shares.bridge import bridges
 from stagelens.analyses.shares.share_table import SEEN_AFTER, SHARE, WITHOUT, Shares
-from stagelens.contracts import Behaviour
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, readings
 from stagelens.ui.pieces.pinning import About
@@ -34,22 +33,22 @@ def said(found: Shares, reading: str, place: int) -> list[Sentence]:
     return [sentences.example_sentence(means[at], found.behaviour, reading) for at in kept]
 
 
-def waterfall(
-    workspace: Workspace, behaviour: Behaviour, reading: str, place: int, row: pd.Series
-) -> None:
+def waterfall(workspace: Workspace, chosen: Chosen, row: pd.Series) -> None:
     """From the base to the final model on one example; nothing where shares are not known.
+
+    Shares, unless what is seen after stages was chosen. In words too where one of the two was.
 
     Args:
         workspace: What is open.
-        behaviour: Which behaviour.
-        reading: Shares, unless what is seen after stages was chosen.
-        place: Of the example in the set.
+        chosen: The examples, their behaviour, and what was chosen to credit by.
         row: The example, from ``browse.example_frame``.
     """
+    behaviour, asked = chosen.behaviour, chosen.filters.credit
+    place = chosen.every.places[str(row["example_id"])]
     found = reading_shares.shares(workspace.at, workspace.examples.name, behaviour.name)
     if found is None:
         return
-    reading = SEEN_AFTER if reading == SEEN_AFTER else SHARE
+    reading = SEEN_AFTER if asked == SEEN_AFTER else SHARE
     means = found.of_example(reading, place)
     what = readings.DIFFERENCE if reading == SEEN_AFTER else "share"
     title = "Seen after each stage" if reading == SEEN_AFTER else "Share of each stage"
@@ -58,6 +57,8 @@ def waterfall(
     either = charts.EITHER
     chart = drawing.chart(charts.waterfall, means, *ends, behaviour, either, example, what)
     st.html(components.heading_html(title))
+    if asked != WITHOUT:
+        components.sentences(said(found, reading, place), brief=True)
     if reading == SHARE and (opposed := bridges(found, example=place)):
         components.sentences(opposed)
     components.show(

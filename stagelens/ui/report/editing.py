@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import streamlit as st
@@ -18,6 +19,8 @@ TAKEN_OUT = state.session_key("taken-out")
 """The finding that was taken out last, until something else is done."""
 SAID = state.session_key("report-said")
 """What the next run of the page has to say."""
+_MARKED = re.compile(r"<(?!/?p>|br ?/?>)")
+"""A tag other than a paragraph's: the note looks otherwise in the report."""
 
 
 def store(workspace: Workspace) -> FindingStore:
@@ -68,8 +71,9 @@ def note(workspace: Workspace, finding: Finding) -> None:
         on_change=_write_note,
         args=(workspace, finding, shown),
     )
-    if any(mark in finding.note for mark in "*_`[#>-|"):
-        st.html(f"<div style='opacity:.85'>{as_markup(finding.note)}</div>")
+    as_read = str(as_markup(finding.note))
+    if _MARKED.search(as_read):  # plain words need no second look
+        st.html(f"<div style='opacity:.85'><small>In the report:</small>{as_read}</div>")
     earlier = notes[:-1]
     if earlier:
         with st.expander(f"Earlier notes ({len(earlier)})"):

@@ -14,7 +14,7 @@ import streamlit as st
 from stagelens.report import provenance
 from stagelens.report.cover import Cover
 from stagelens.report.finding import Finding
-from stagelens.report.page import Charts, Report, Section, as_html
+from stagelens.report.page import Charts, Report, Section, as_html, pinned
 from stagelens.report.rows import as_csv, as_json
 from stagelens.report.sections import default_sections, tables_used
 from stagelens.report.store import Findings, FindingStore
@@ -66,12 +66,12 @@ def export(workspace: Workspace, found: Findings, cover: Cover) -> None:
     measured = bool(loaders.available(workspace.at, workspace.examples.name))
     with st.container(border=True):
         whole = st.toggle(
-            "Start with the run's own report",
+            "Add the run's own report",
             value=True,
             key="whole",
             disabled=not measured,
             help="Headlines, credit and blame, stages, group gaps, found features and trust on "
-            f"set {components.plain(workspace.examples.name)}, ahead of the pinned findings. The "
+            f"set {components.plain(workspace.examples.name)}, after the pinned findings. The "
             "same as stagelens report writes.",
         )
         drawn: Charts = st.radio(
@@ -144,8 +144,10 @@ def _writer(
     reference, address = state.reference() or "", st.context.url or ""
 
     def make() -> bytes:
-        first = _default(workspace.at, workspace.examples.name) if whole else []
-        sections = [*first, Section("Findings" if whole else "", "", found.kept)]
+        sections = [Section("", "", found.kept)]
+        if whole:
+            own = _default(workspace.at, workspace.examples.name)
+            sections = [pinned(found.kept), *own]
         report = Report(
             workspace.run.title,
             workspace.run.digest,
