@@ -63,7 +63,9 @@ def _card(
     verdict = ""
     if not refused and value_shown(label) != "none":
         verdict = "✓ right" if answer == label else "✗ wrong"
-    sure = certainty_text(confidence) if isfinite(confidence) else ""
+    # Of the answer above it; its number does not part from the sign behind it.
+    sure = f"its {certainty_text(confidence)}" if isfinite(confidence) else ""
+    sure = sure.replace(" %", "\u00a0%").replace("> ", ">\u00a0").replace("< ", "<\u00a0")
     word = None if trust is None else trust_word(trust, behaviour)
     mark = "" if word is None else f"{MARKS[word]} {word}"
     head = (

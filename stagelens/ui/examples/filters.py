@@ -31,6 +31,9 @@ _STYLE = (
     ".st-key-filters:not(:has(>:nth-child(4))){grid-template-columns:7fr 6fr 3fr}"
     ".st-key-table-head{margin:-.6rem 0;min-height:2.25rem}"
     ".st-key-table-head button{min-height:1.8rem;padding:.1rem .4rem}"
+    # What is asked stands under the count, so that both buttons fit beside them.
+    "@media (min-width:1200px){.st-key-table-count{flex-wrap:nowrap}}"
+    ".st-key-table-count button{white-space:nowrap}.st-key-table-count p{margin:0}"
     ".st-key-opened-head{margin-top:-1.6rem}"
     ".st-key-filters input{font-size:.875rem;padding-top:.25rem;padding-bottom:.25rem}"
     ".st-key-filters .react-aria-ComboBox>[role=group]{min-height:2rem;height:2rem}"
@@ -283,11 +286,14 @@ def _strength(largest: float, behaviour: Behaviour) -> float:
 def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> None:
     """How many examples are left, with buttons that save them as a slice and as CSV."""
     count, total = len(chosen), len(chosen.every.frame)
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    with st.container(
+        horizontal=True, vertical_alignment="center", gap="xsmall", key="table-count"
+    ):
         of = "" if count == total else f"{count:,} of "
-        st.html(components.text_html(of + count_text(total, workspace.noun)), width="content")
-        with st.container(width="stretch"):
-            components.text_block(Slice.words_of(chosen.filters.asked()), muted=True)
+        said = components.text_html(of + count_text(total, workspace.noun))
+        if asked := Slice.words_of(chosen.filters.asked()):
+            said += f"<small>{components.text_html(asked, muted=True)}</small>"
+        st.html(said)
         slices.save(workspace, effects.estimator, chosen)
         st.download_button(
             "Export CSV",
