@@ -37,7 +37,7 @@ from . import (
     sizing,
     spurious,
 )
-from .options import at_end
+from .ending import at_end
 from .terminal import one_line, say
 
 app = typer.Typer(

@@ -17,6 +17,7 @@ from stagelens.estimators.stage_trust import REPLAY
 from stagelens.measuring import scorers
 from stagelens.wording.trust_words import trust_word
 
+from .given_data import DatasetOption
 from .options import (
     BudgetOption,
     DeviceOption,
@@ -81,6 +82,7 @@ def answer(
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
     optimizer: OptimizerOption = None,
     device: DeviceOption = None,
     out: Annotated[

@@ -28,6 +28,7 @@ from stagelens.runs.described import (
 from stagelens.runs.files import atomic_path, check_writable
 from stagelens.runs.run import Run
 
+from .given_data import DatasetOption
 from .options import (
     LeafOption,
     ObjectiveOption,
@@ -96,6 +97,7 @@ def dossier(
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
     optimizer: OptimizerOption = None,
     progress: ProgressFile = None,
 ) -> None:

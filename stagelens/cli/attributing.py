@@ -32,6 +32,7 @@ from stagelens.trust.replay_plan import Left, replay_command
 from stagelens.trust.trust_columns import with_trust
 from stagelens.wording.numbers import measured_time
 
+from .given_data import DatasetOption
 from .options import (
     BudgetOption,
     DeviceOption,
@@ -82,6 +83,7 @@ def attribute(
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
     optimizer: OptimizerOption = None,
     device: DeviceOption = None,
     processes_wanted: ProcessesOption = None,
@@ -232,6 +234,7 @@ def verify(
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
     optimizer: OptimizerOption = None,
     device: DeviceOption = None,
     processes_wanted: ProcessesOption = None,

@@ -14,6 +14,7 @@ from stagelens.contracts import Progress, RunError, StageLensError
 from stagelens.runs.lineage import NEWEST
 from stagelens.trust.checking import Checked, check_run
 
+from .given_data import DatasetOption
 from .options import (
     DeviceOption,
     LeafOption,
@@ -50,6 +51,7 @@ def check(
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
     optimizer: OptimizerOption = None,
     device: DeviceOption = None,
     progress: ProgressFile = None,

@@ -13,6 +13,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
 from stagelens.trust.estimates import best_result
 
+from .given_data import DatasetOption
 from .options import (
     LeafOption,
     ObjectiveOption,
@@ -67,6 +68,7 @@ def contributions(
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
     optimizer: OptimizerOption = None,
     progress: ProgressFile = None,
 ) -> None:

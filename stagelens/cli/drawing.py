@@ -22,6 +22,7 @@ from stagelens.wording.numbers import signed_text
 
 from . import drawn_sharing
 from .drawn_sharing import DrawsCost
+from .given_data import DatasetOption
 from .options import (
     DeviceOption,
     LeafOption,
@@ -117,6 +118,7 @@ def draws(
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
     optimizer: OptimizerOption = None,
     device: DeviceOption = None,
     processes_wanted: ProcessesOption = None,

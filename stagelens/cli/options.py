@@ -7,7 +7,6 @@ import inspect
 import os
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,8 @@ from stagelens.runs.remote import Origin, is_remote
 from stagelens.runs.run import Run, open_run
 from stagelens.runs.sets.columns import SetColumns
 
+from .ending import at_end, set_until_end
+from .given_data import given_datasets
 from .terminal import say
 
 RunFolder = Annotated[
@@ -89,10 +90,7 @@ _OBJECTIVES = "STAGELENS_OBJECTIVES"
 
 def _use_objectives(given: list[str] | None) -> list[str] | None:
     if given:
-        # Helpers that this command starts look there too.
-        before = os.environ.get(_OBJECTIVES)
-        os.environ[_OBJECTIVES] = ",".join(given)
-        at_end.callback(_restore, _OBJECTIVES, before)
+        set_until_end(_OBJECTIVES, ",".join(given))
     return given
 
 
@@ -102,9 +100,7 @@ _LEAF = "STAGELENS_LEAF"
 
 def _use_leaf(name: str | None) -> str | None:
     if name is not None:
-        # Helpers that this command starts look there too.
-        at_end.callback(_restore, _LEAF, os.environ.get(_LEAF))
-        os.environ[_LEAF] = name
+        set_until_end(_LEAF, name)
     return name
 
 
@@ -121,19 +117,10 @@ LeafOption = Annotated[
 
 def _use_optimizers(given: list[str] | None) -> list[str] | None:
     if given:
-        before = os.environ.get(GIVEN)
-        os.environ[GIVEN] = ",".join(given)
-        at_end.callback(_restore, GIVEN, before)
+        set_until_end(GIVEN, ",".join(given))
         for one in given:  # at once, so that a mistake is told before any work
             optimizer_rule(one.partition("=")[0])
     return given
-
-
-def _restore(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
 
 
 def _objectives() -> dict[str, Any]:
@@ -213,10 +200,6 @@ def with_columns(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
-
-
-at_end = ExitStack()
-"""What remains to be done when the command ends, whether it fails or not."""
 
 
 def _use_device(name: str | None) -> str | None:
@@ -314,15 +297,16 @@ def opened_with(path: str, task: str | None, leaf: str | None = None) -> Run:
         at_end.callback(_upload, run.path)
     if not read_only() and not processes.is_worker():
         temporaries.sweep_below(run.path)
-    objectives = _objectives()
+    objectives, datasets = _objectives(), given_datasets()
     # run.path is the local copy of a remote run, which need not be fetched again.
     if task is None:
-        return open_run(run.path, objectives=objectives, leaf=leaf) if objectives else run
+        given = objectives or datasets
+        return open_run(run.path, None, objectives, leaf, datasets) if given else run
     from stagelens.tasks import load_task_class, make_task
 
     found = load_task_class(task)
     made = make_task(found, run.file.task.config, run.task_assets())
-    opened = open_run(run.path, made, objectives, leaf)
+    opened = open_run(run.path, made, objectives, leaf, datasets)
     try:
         _check_task(opened, task)
     except StageLensError:

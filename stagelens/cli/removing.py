@@ -9,6 +9,7 @@ import typer
 
 from stagelens.contracts import StageLensError
 
+from .given_data import DatasetOption
 from .options import (
     BudgetOption,
     ExactStagesOption,
@@ -83,6 +84,7 @@ def remove(
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
     optimizer: OptimizerOption = None,
     progress: ProgressFile = None,
 ) -> None:

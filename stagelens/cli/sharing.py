@@ -63,6 +63,7 @@ from stagelens.wording.numbers import (
 from stagelens.wording.trust_words import trust_explanation, trust_label, trust_word
 
 from . import halving
+from .given_data import DatasetOption
 from .options import (
     BudgetOption,
     DeviceOption,
@@ -155,6 +156,7 @@ def shares(
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
     optimizer: OptimizerOption = None,
     device: DeviceOption = None,
     processes_wanted: ProcessesOption = None,
@@ -337,12 +339,10 @@ def _behaviours(result: CoalitionResult, wanted: list[str] | None) -> list[str]:
 
 
 def _rows(result: CoalitionResult, found: Shares) -> pd.DataFrame:
-    facts = result.facts
     rows = mean_table(found)
-    rows.insert(0, "set", facts.set_name)
-    rows.insert(1, "estimator", facts.estimator)
-    ends = {"base": found.level(0), "final_model": found.level(found.full)}
-    return rows.assign(**ends)
+    rows.insert(0, "set", result.facts.set_name)
+    rows.insert(1, "estimator", result.facts.estimator)
+    return rows.assign(base=found.level(0), final_model=found.level(found.full))
 
 
 def _print(run: Run, result: CoalitionResult, every: Sequence[Shares]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.objectives import told_missing
 from stagelens.runs.optimizer_kinds import was_absent
+from stagelens.runs.row_facts import told_no_data_set
 from stagelens.runs.run import Run, Stage
 
 
@@ -14,8 +15,12 @@ def stands(run: Run, known: StageTrust) -> bool:
 
 
 def _is_here(stage: Stage, reason: str) -> bool:
-    """Whether a refusal is for want of a stage's objective, or optimiser, which can be had now."""
+    """Whether a refusal is for want of something that can be had now.
+
+    A stage's optimiser, its objective, or the data set that its batches are rows of.
+    """
     optimizer = stage.facts.optimizer
     if optimizer is not None and was_absent(optimizer, reason):
         return True
-    return told_missing(stage.name, reason) and not stage.no_replay
+    told = told_missing(stage.name, reason) or told_no_data_set(stage.name, reason)
+    return told and not stage.no_replay

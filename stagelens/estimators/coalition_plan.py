@@ -99,6 +99,8 @@ def _untrainable(stage: Stage, estimator: str) -> str:
             'kept; record it with keep_batches="all" (or every n-th), or use --estimator '
             "task-vector"
         )
+    if stage.no_data_set:
+        return stage.no_data_set
     why_not = absent(stage.optimizer) or unmergeable(stage.optimizer)
     if why_not is not None:
         return (

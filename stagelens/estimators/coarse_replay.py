@@ -79,9 +79,10 @@ class CoarseReplay(Estimator):
 
     @classmethod
     def possible(cls, run: Run) -> bool:
-        """Whether batches of every stage but the first were kept, and its steps can be merged."""
+        """Whether batches of every stage but the first are there, and its steps can be merged."""
         # Every n-th step's batches are enough: each coarse step takes the nearest that were kept.
-        later = all(s.steps > 0 and s.facts.keep_batches != "none" for s in run.stages[1:])
+        kept = all(s.steps > 0 and s.facts.keep_batches != "none" for s in run.stages[1:])
+        later = kept and not any(s.no_data_set for s in run.stages[1:])
         known = [s.facts.optimizer for s in run.stages[1:] if s.facts.optimizer is not None]
         if any(unmergeable(each) or absent(each) for each in known):
             return False
@@ -132,6 +133,8 @@ class CoarseReplay(Estimator):
                     'batches were kept; record it with keep_batches="all" (or every n-th), or use '
                     "--estimator task-vector"
                 )
+            if stage.no_data_set:
+                raise Refused(stage.no_data_set)
             if (why := absent(stage.optimizer) or unmergeable(stage.optimizer)) is not None:
                 raise Refused(
                     f"stage {stage.name!r} cannot be replayed coarsely: {why}. Use --estimator "

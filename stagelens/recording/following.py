@@ -143,6 +143,7 @@ class FollowedStage(StageRecorder):
         (run.path / own).mkdir(exist_ok=True)
         self._writer = StepWriter(run.path, own, settings.flush_every, schedule=False)
         self._files = StageFiles(run, folder, facts)
+        self._rows.follow(facts.rows)
         self._watch = UpdateCount(self._optimizer)
         self.recording = True
         self.problems.problem = self.problem or facts.problem

@@ -14,8 +14,9 @@ from torch import nn
 
 from stagelens.contracts import RecordingError, RecordingWarning, Task
 
+from .notes import note_in_run
 from .problems import in_words
-from .recorder import Recorder, note_in_run
+from .recorder import Recorder
 from .stage_recorder import StageRecorder
 from .stage_settings import StageSettings
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stagelens.contracts import BASE, Objective, RecordingError, ReferenceModel, Task
 from stagelens.replaying.optimizers import optimizer_facts
 from stagelens.runs.boundary_facts import Merge
+from stagelens.runs.data_rows import DataRows
 from stagelens.runs.files import write_json
 from stagelens.runs.lineage import NEWEST
 from stagelens.runs.optimizer_set import as_one
@@ -34,7 +35,7 @@ from .size_ahead import SizeAhead
 from .stage_recorder import StageRecorder
 from .stage_settings import StageSettings
 from .stage_together import PATIENCE
-from .together import Together, alone, this_is_main
+from .together import Together
 
 
 class Recorder:
@@ -242,6 +243,7 @@ class Recorder:
         kernels: Sequence[str] = (),
         parent: str | None = None,
         keep_optimizer: bool = False,
+        dataset: Any = None,
     ) -> StageRecorder:
         """A stage to record, as a context manager around its training loop.
 
@@ -289,9 +291,16 @@ class Recorder:
             keep_optimizer: Write the optimiser's state at the stage's end, twice as large as the
                 weights with Adam. Without it, the next stage's start has it where that carries it
                 on; until then it cannot be restored in another process.
+            dataset: The stage's map-style data set, or its ``DataLoader``: batches whose row
+                numbers :meth:`StageRecorder.step` is told are kept as these and a hash, and made
+                again by ``collate_fn`` (of a bare data set of ``Example`` by the task's
+                ``collate``, of others by torch's default one). Where that makes another batch than
+                was used, as random augmentation does, the batches themselves are kept, which is
+                told.
 
         Raises:
             RecordingError: The name is taken or unusable, or a setting is: nothing is trained yet.
+            RunError: The data set has no rows that can be asked for by number.
         """
         self._writer.check_free(name)
         self._writer.check_parent(parent)
@@ -316,6 +325,7 @@ class Recorder:
             parent=parent,
             keep_optimizer=keep_optimizer,
             kind=kind,
+            data=None if dataset is None else DataRows(dataset, self.task.collate),
         )
         return stage_in(self._writer, name, folder, given, as_one(optimizer), settings)
 
@@ -380,21 +390,3 @@ class Recorder:
                 description=description,
                 channels=channels,
             )
-
-
-def note_in_run(path: Path, task: Task | None, sentence: str) -> None:
-    """Keep a sentence about a training that was not recorded, if there is a run.
-
-    Args:
-        path: The run folder.
-        task: The run's, or None if it is found by its name.
-        sentence: What people should know.
-
-    Raises:
-        StageLensError: The run is damaged, has another task, or is being recorded.
-    """
-    if (path / "run.json").exists() and this_is_main():
-        with alone():
-            recorder = Recorder(path, task or open_run(path, leaf=NEWEST).task, resume=True)
-        recorder.note(sentence)
-        recorder.close()

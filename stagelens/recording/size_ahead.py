@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,18 +149,14 @@ def tell_size(path: Path, ahead: SizeAhead) -> None:
 def _packed_bytes(step: FlatStep) -> float:
     """Bytes of one step's batches and random states as a part of steps stores them."""
     stacks: dict[str, Tensor] = {}
-    raw = sum(each.nbytes for micro in step.micro for each in _all(micro.tensors, micro.rng))
+    raw = sum(tensor.nbytes for micro in step.micro for _, tensor in micro.stored)
     if not raw:
         return 0.0
     # As often as it takes to see what many of its kind come to; each row is packed by itself.
     times = max(1, min(1024, _SAMPLE // raw))
     for number, micro in enumerate(step.micro):
-        for place, tensor in [*enumerate(micro.tensors), *micro.rng.items()]:
+        for place, tensor in micro.stored:
             name = stack_name(f"{number}.{place}", tensor)
             stacks[name] = torch.stack([tensor] * times)
     found, _ = pack(stacks, {name: list(range(times)) for name in stacks})
     return sum(tensor.nbytes for tensor in found.values()) / times
-
-
-def _all(tensors: Iterable[Tensor], random: Mapping[str, Tensor]) -> list[Tensor]:
-    return [*tensors, *random.values()]

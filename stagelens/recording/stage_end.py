@@ -14,6 +14,7 @@ from stagelens.compute import memory
 from stagelens.contracts import RecordingError
 from stagelens.replaying.step import StepRules
 from stagelens.runs.checked_files import CheckedFiles
+from stagelens.runs.data_rows import DataRows, StageRows
 from stagelens.runs.saved_states import load_state
 from stagelens.runs.schema import StageFile
 from stagelens.runs.steps import RecordedSteps
@@ -69,6 +70,7 @@ def check_first_step(
     root: Path,
     facts: StageFile,
     parts: dict[str, Any],
+    data: DataRows | None,
     tell: Callable[[Exception], None],
 ) -> None:
     """Run the first step of a stage again that several processes trained together.
@@ -78,13 +80,16 @@ def check_first_step(
         root: The run folder.
         facts: Of the stage.
         parts: What all processes wrote, as its facts are going to say.
+        data: Its data set, if any.
         tell: Called where it does not give the gradient that the optimiser received.
     """
     if isinstance(checked, NoChecks):
         return
     files, facts = CheckedFiles(root), facts.model_copy(update=parts)
     try:
-        step, start = RecordedSteps(files, facts.parts_of_each)[0], load_state(files, facts.start)
+        rows = StageRows(facts.name, facts.rows, data)
+        step = RecordedSteps(files, facts.parts_of_each, rows=rows)[0]
+        start = load_state(files, facts.start)
         if checked.first_norms and step.batches is not None:
             rules = StepRules.of(facts)
             own = checked.norms(step, start.model, rules)

@@ -25,6 +25,7 @@ from .micro_batches import MicroBatches
 from .no_checks import Checks, checks_for
 from .noted_step import NotedStep
 from .problems import Problems, in_words
+from .row_batches import RowBatches, Rows
 from .run_writer import RunWriter
 from .stage_end import Ending, check_end, check_first_step, complete
 from .stage_files import StageFiles
@@ -76,7 +77,8 @@ class StageRecorder:
         self._files: StageFiles | None = None
         self._checked: Checks | None = None
         self._watch: Watch | UpdateCount = UpdateCount(None)
-        self._micro = MicroBatches(settings.accumulation)
+        self._rows = RowBatches(name, settings.data, run, self._announce)
+        self._micro = MicroBatches(settings.accumulation, self._rows)
         self._passes = ForwardPasses()
         self._ending = Ending()
 
@@ -97,7 +99,7 @@ class StageRecorder:
         with run.new_folder(folder):
             start = read_start(run, self.name, folder, *given)
             minimised = read_objective(run, folder, model, start, settings, self.tell)
-            said = minimised.facts | self._together.facts()
+            said = minimised.facts | self._together.facts() | self._rows.facts
             facts = start.facts(self.name, settings, self.problem, said)
             self._files = StageFiles(run, folder, facts)
         self._watch = UpdateCount(self._optimizer)
@@ -170,7 +172,9 @@ class StageRecorder:
     def _agreed(self) -> list[int]:
         return [*self._checked.done] if self._checked else []
 
-    def step(self, batch: Any, loss: Tensor | float, divisor: float | None = None) -> None:
+    def step(
+        self, batch: Any, loss: Tensor | float, divisor: float | None = None, rows: Rows = None
+    ) -> None:
         """Note the update that just happened, or a micro-batch on the way to it.
 
         Call it after ``optimizer.step()``; where gradients are accumulated, at the same place in
@@ -183,6 +187,7 @@ class StageRecorder:
             loss: Its loss, divided by the accumulation or not.
             divisor: What the loss was divided by before backward, for loops in which that is not
                 always the accumulation; then given for every micro-batch, with the loss undivided.
+            rows: The batch's row numbers, in order, in the ``dataset`` that the stage was given.
 
         Raises:
             RecordingError: With ``on_problem="raise"``, the stage is not being recorded, or replay
@@ -194,7 +199,7 @@ class StageRecorder:
         try:
             self._micro.add_loss(loss)
             if self.problem is None:
-                self._note_and_check(batch, divisor)
+                self._note_and_check(batch, divisor, rows)
         except Exception as error:
             self.tell(error)
         if self.problem is not None:
@@ -207,11 +212,11 @@ class StageRecorder:
         if self.problems.costs_stage(outside, "takes no more steps"):
             self.problems.warn()
 
-    def _note_and_check(self, batch: Any, divisor: float | None) -> None:
+    def _note_and_check(self, batch: Any, divisor: float | None, rows: Rows) -> None:
         watch, micro, checked = self._watch, self._micro, self._checked
         assert isinstance(watch, Watch) and checked and self._files  # there is no problem yet
         keep = self._settings.keeps(watch.noted)
-        micro.add(batch, watch.take_rng(), divisor, keep, watch.noted + 1)
+        micro.add(batch, watch.take_rng(), divisor, keep, watch.noted + 1, rows)
         # No update since the last note: this was a micro-batch on the way to one.
         if watch.updates == watch.noted:
             return
@@ -261,11 +266,7 @@ class StageRecorder:
             self._files.announce(**update)
 
     def _checkpoint(self) -> Checkpoint | None:
-        """The training state as it is now, on disk, and all steps up to it; None if it cannot be.
-
-        Raises:
-            OSError: It cannot be written.
-        """
+        """The training state now, on disk, and all steps up to it; None if it cannot be written."""
         assert self._files is not None
         with self._states.due(f"step {self.steps}"):
             if self.problem is None and isinstance(self._watch, Watch):
@@ -380,7 +381,8 @@ class StageRecorder:
         parallel = self._together.gather(self._writer.parts, self.tell)
         if parallel is not None and self._checked is not None and self.problem is None:
             own = {"parallel": parallel, "parts": self._writer.parts}
-            check_first_step(self._checked, self._run.path, self._files.facts, own, self.tell)
+            stage = (self._run.path, self._files.facts, own, self._settings.data)
+            check_first_step(self._checked, *stage, self.tell)
         agreed, why = self._agreed(), None
         if self._checked is not None:
             self._checked.close()

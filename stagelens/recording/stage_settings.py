@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from stagelens.contracts import Objective, RecordingError, ReferenceModel
+from stagelens.runs.data_rows import DataRows
 
 from .parallel_models import Kind
 
@@ -25,6 +26,7 @@ class StageSettings:
 
     Attributes:
         kind: What shares its training between processes; None for one.
+        data: The data set whose rows stand for its batches; None to keep these.
 
     Raises:
         RecordingError: A setting is unusable.
@@ -46,6 +48,7 @@ class StageSettings:
     parent: str | None = None
     keep_optimizer: bool = False
     kind: Kind | None = None
+    data: DataRows | None = None
 
     def __post_init__(self) -> None:
         keep = self.keep_batches

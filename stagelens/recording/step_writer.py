@@ -98,16 +98,14 @@ class StepWriter:
             return
         if not self._schedule:
             record = replace(record, groups=[], missing=())
-        step = FlatStep(record, list(micro))
+        step = FlatStep(record, [one.only_stored() for one in micro])
         self._pending.append(step)
         if (foretell := self._foretell) is not None:
             self._foretell = None
             foretell(step)
         self._losses.append(losses)
         for one in micro:
-            for tensor in one.tensors:
-                self._bytes += tensor.nbytes
-            for tensor in one.rng.values():
+            for _, tensor in one.stored:
                 self._bytes += tensor.nbytes
 
     @property

@@ -19,8 +19,9 @@ from stagelens.contracts import Objective, RecordingError, RecordingWarning, Tas
 from .computed_losses import ComputedLosses, trainer_that_calls
 from .final_model import FinalModel
 from .infer_task import task_of_stage
+from .notes import note_in_run
 from .problems import in_words
-from .recorder import Recorder, note_in_run
+from .recorder import Recorder
 from .stage_recorder import StageRecorder
 from .stage_settings import StageSettings
 from .trainer_objective import TrainerObjective, objective_of

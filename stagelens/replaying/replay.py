@@ -92,6 +92,8 @@ def check_replayable(stages: Sequence[Stage]) -> None:
             )
         if (why := absent(stage.optimizer)) is not None:
             raise Refused(f"stage {stage.name!r} cannot be replayed here: {why}")
+        if stage.no_data_set:
+            raise Refused(stage.no_data_set)
         if not stage.replayable:
             raise Refused(
                 f"stage {stage.name!r} cannot be replayed, because its batches were not all kept "

@@ -45,7 +45,8 @@ class PartOfStage(Stage):
     """
 
     def __init__(self, whole: Stage, facts: StageFile, between: range) -> None:
-        super().__init__(whole._files, facts, whole.index, whole.previous, whole._given)
+        given = (whole.index, whole.previous, whole._given, whole.rows)
+        super().__init__(whole._files, facts, *given)
         self._between = between
 
     @property
@@ -60,7 +61,7 @@ class PartOfStage(Stage):
 
     def read_steps(self) -> RecordedSteps:
         """The part's recorded steps, by number within the part."""
-        return RecordedSteps(self._files, self.facts.parts_of_each, self._between)
+        return RecordedSteps(self._files, self.facts.parts_of_each, self._between, self.rows)
 
 
 def names_of_parts(cut: Cut, steps: int) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from stagelens.contracts import BASE, Objective, RunError, Task
 
 from .checked_files import CheckedFiles
+from .data_rows import StageRows, check_datasets
 from .files import read_json
 from .given import GivenCode
 from .identity import stage_identity
@@ -47,6 +48,7 @@ class Run:
         task: Task | None,
         objectives: Mapping[str, Any],
         leaf: str | None = None,
+        datasets: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.file = file
@@ -55,7 +57,7 @@ class Run:
         self.unfinished: list[Stage] = []
         self.problems: list[str] = list(file.notes)
         self.files = CheckedFiles(path)
-        self._task, self._given = task, objectives
+        self._task, self._given, self._datasets = task, objectives, datasets or {}
         for asset in file.task.files.values():
             self.files.listed(asset)
         self.lineage = Lineage(path, file)
@@ -68,6 +70,7 @@ class Run:
             )
         facts = [stage.facts for stage in (*self.stages, *self.unfinished)]
         check_given(self.name, objectives, facts)
+        check_datasets(self.name, self._datasets, [each.name for each in facts])
         self.given = GivenCode(self.files, file.task, task, facts, objectives)
 
     @property
@@ -112,7 +115,10 @@ class Run:
         if facts.status == "complete" and facts.end is None:
             raise RunError(f"{path}: end: missing in a finished stage; restore the original file")
         previous = self.stages[-1] if self.stages else None
-        stage = Stage(self.files, facts, len(self.stages), previous, self._given.get(facts.name))
+        name = facts.name
+        rows = StageRows(name, facts.rows, self._datasets.get(name), lambda x: self.task.collate(x))
+        given = (previous, self._given.get(name), rows)
+        stage = Stage(self.files, facts, len(self.stages), *given)
         for file in facts.files():
             self.files.listed(file)
         check_parts(self.path, facts)
@@ -229,6 +235,7 @@ def open_run(
     task: Task | None = None,
     objectives: Mapping[str, Objective | Callable[..., Any]] | None = None,
     leaf: str | None = None,
+    datasets: Mapping[str, Any] | None = None,
 ) -> Run:
     """Open a run folder.
 
@@ -244,6 +251,9 @@ def open_run(
             installed.
         leaf: The stage whose model's history this is, for a run with branches: any of its stages,
             or :data:`~stagelens.runs.lineage.NEWEST`. None where there is only one leaf.
+        datasets: Stage to the data set that it was trained on, where its batches are kept as rows
+            of that: a map-style data set, its ``DataLoader``, or the folder where ``datasets``
+            saved it. Each batch is checked against its hash when it is read.
 
     Raises:
         RunError: The folder is missing, damaged or foreign; names the file and the field. Or it has
@@ -258,6 +268,6 @@ def open_run(
             "stagelens.Recorder, or make the demo with: stagelens demo digits --out DIR"
         )
     path = CheckedFiles(folder).inside("run.json")
-    run = Run(folder, read_json(path, RunFile), task, objectives or {}, leaf)
+    run = Run(folder, read_json(path, RunFile), task, objectives or {}, leaf, datasets)
     run.given.remember()
     return run

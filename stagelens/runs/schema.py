@@ -47,6 +47,7 @@ from .names import check_name as check_name
 from .names import check_relative as check_relative
 from .objective_facts import ObjectiveFacts
 from .optimizer_facts import EndOptimizer, OptimizerFacts
+from .row_facts import RowFacts
 
 VERSION: Literal[3] = 3
 """Version of the layout; a folder with a newer one is refused, saying what to do.
@@ -189,6 +190,7 @@ class StageFile(Versioned):
             all of the model's. It matters where clipping counts others.
         accumulation: Micro-batches per update, of each process.
         parallel: The processes that trained it together; None for one.
+        rows: The data set whose rows stand for its batches, where all or some are kept so.
         merge: What its end was made of, where that was merged from others and not trained.
     """
 
@@ -230,6 +232,7 @@ class StageFile(Versioned):
     zeroed: Literal["optimizer", "model"] = "optimizer"
     parallel: Parallel | None = None
     merge: Merge | None = None
+    rows: RowFacts | None = None
 
     @model_validator(mode="after")
     def _recorded_facts(self) -> StageFile:

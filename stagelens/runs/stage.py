@@ -13,6 +13,7 @@ from stagelens.contracts import BASE, Objective, Refused, RunError
 
 from .boundary_facts import Environment
 from .checked_files import CheckedFiles
+from .data_rows import StageRows
 from .loss_tables import read_history, steps_table
 from .objectives import find_stage_objective, missing_objective
 from .schema import OptimizerFacts, StageFile, StateRef
@@ -27,11 +28,18 @@ class Stage:
 
     ``previous`` is the finished stage that it started from, None for one that started from the
     base; ``following`` is the one after it in the same history. ``given`` is its objective as the
-    user gave it, None to find it by its name.
+    user gave it, None to find it by its name; ``rows`` make batches that are kept as rows of a data
+    set.
     """
 
     def __init__(
-        self, files: CheckedFiles, facts: StageFile, index: int, previous: Stage | None, given: Any
+        self,
+        files: CheckedFiles,
+        facts: StageFile,
+        index: int,
+        previous: Stage | None,
+        given: Any,
+        rows: StageRows | None = None,
     ) -> None:
         self._files = files
         self.facts = facts
@@ -40,6 +48,7 @@ class Stage:
         self.following: Stage | None = None
         self.name = facts.name
         self._given = given
+        self.rows = rows or StageRows(facts.name, facts.rows)
 
     def __repr__(self) -> str:
         return f"Stage({self.name!r}, steps={self.steps})"
@@ -61,7 +70,11 @@ class Stage:
 
     @property
     def replayable(self) -> bool:
-        """Whether the batches of all steps were kept."""
+        """Whether the batches of all steps were kept, and are at hand."""
+        return self._kept_all and not self.rows.missing
+
+    @property
+    def _kept_all(self) -> bool:
         return self.facts.keep_batches == "all" and self.steps > 0
 
     @property
@@ -147,12 +160,19 @@ class Stage:
                 f"no steps were recorded of stage {self.name!r}, because this run was assembled "
                 "from checkpoints; record stages while they are trained to have them replayed"
             )
-        if self.replayable:
-            return missing_objective(self.name, self.facts.objective, self._given)
+        if self._kept_all:
+            return self.no_data_set or missing_objective(
+                self.name, self.facts.objective, self._given
+            )
         return (
             f"stage {self.name!r} cannot be replayed, because its batches were not all kept; "
             'record it with keep_batches="all"'
         )
+
+    @property
+    def no_data_set(self) -> str:
+        """That its data set has to be given for its batches, and how; else empty."""
+        return self.rows.missing if self.facts.keep_batches != "none" else ""
 
     def table(self) -> pd.DataFrame:
         """One row per step: ``step``, ``loss`` and ``lr`` (of the first parameter group).
@@ -165,7 +185,7 @@ class Stage:
 
     def read_steps(self) -> RecordedSteps:
         """The recorded steps by number, with their batches where they were kept."""
-        return RecordedSteps(self._files, self.facts.parts_of_each)
+        return RecordedSteps(self._files, self.facts.parts_of_each, rows=self.rows)
 
     def start(self) -> TrainingState:
         """The training state after the boundary rule, before the first step."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from .data_rows import HASH, ROWS, StageRows
 from .step_records import MicroBatch, StepRecord
 
 if TYPE_CHECKING:
@@ -52,8 +53,27 @@ def _place(stack: str) -> tuple[int, str]:
     return int(number), place
 
 
-def as_step(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = None) -> StepRecord:
-    """A step, with its batches if its tensors are given, each with the name of its stack."""
+def stored(names: Sequence[str]) -> Sequence[str]:
+    """Of a step's stacks those that are on disk: what rows of a data set make is only named."""
+    made = {number for number, place in map(_place, names) if place == ROWS}
+    if not made:
+        return names
+    places = ((name, *_place(name)) for name in names)
+    return [name for name, number, place in places if number not in made or not place.isdigit()]
+
+
+def as_step(
+    row: dict[str, Any],
+    tensors: Sequence[tuple[str, Tensor]] | None = None,
+    rows: StageRows | None = None,
+) -> StepRecord:
+    """A step, with its batches if what is stored of them is given.
+
+    Args:
+        row: Of the part's table.
+        tensors: Those of the stacks that are stored, each with the name of its stack.
+        rows: Make the batches again of which rows of a data set are stored.
+    """
     # Inside, because it imports torch, which pages that only list steps do without.
     from .batches import unflatten
 
@@ -71,6 +91,11 @@ def as_step(row: dict[str, Any], tensors: Sequence[tuple[str, Tensor]] | None = 
             else:
                 # In memory of its own: torch crashes on a generator state that is not aligned.
                 rng[number][place] = tensor.clone()
+        for number, kept in rng.items():
+            if ROWS in kept:
+                made = {place: kept.pop(place) for place in (ROWS, HASH)}
+                rows = rows or StageRows("", None)
+                leaves[number] = rows.tensors(row["step"], number, made)
         batches = [
             MicroBatch(unflatten(description, leaves[number]), rng[number], divisors[number])
             for number, description in enumerate(_parsed(row["batch"]))

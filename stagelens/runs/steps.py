@@ -12,7 +12,7 @@ import bisect
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -24,11 +24,12 @@ from safetensors import SafetensorError
 from stagelens.contracts import RunError
 
 from .checked_files import CheckedFiles
+from .data_rows import StageRows
 from .files import sha256_of, write_file
 from .packed import PackedStacks, pack
 from .schema import FileRef, PartRef, digest
 from .step_records import StepRecord, of_all
-from .step_rows import as_step, numbers_of, stack_name
+from .step_rows import as_step, numbers_of, stack_name, stored
 from .steps_digest import StepsDigest
 
 if TYPE_CHECKING:
@@ -69,12 +70,26 @@ class FlatMicroBatch:
         tensors: Those that the description refers to by number.
         rng: As in :class:`MicroBatch`.
         divisor: As in :class:`MicroBatch`.
+        rows: What is written in place of its tensors, see :func:`data_rows.kept_of`; else None.
     """
 
     description: Any
     tensors: list[Tensor]
     rng: dict[str, Tensor]
     divisor: float | None = None
+    rows: dict[str, Tensor] | None = None
+
+    @property
+    def stored(self) -> list[tuple[int | str, Tensor]]:
+        """What is written of it, each with its place."""
+        own = enumerate(self.tensors) if self.rows is None else self.rows.items()
+        return [*own, *self.rng.items()]
+
+    def only_stored(self) -> FlatMicroBatch:
+        """The same without the memory of tensors that are not written."""
+        if self.rows is None:
+            return self
+        return replace(self, tensors=[tensor.to("meta") for tensor in self.tensors])
 
 
 @dataclass
@@ -136,8 +151,9 @@ def _row(step: FlatStep, groups: str, collected: dict[str, list[Tensor]]) -> dic
     """A step's row with its hyperparameters; adds the step's tensors to their stacks."""
     record, names = step.record, []
     for number, micro in enumerate(step.micro):
-        places = [*enumerate(micro.tensors), *micro.rng.items()]
-        for place, tensor in places:
+        if micro.rows is not None:  # named, so that it is known how large they are
+            names += [stack_name(f"{number}.{i}", t) for i, t in enumerate(micro.tensors)]
+        for place, tensor in micro.stored:
             names.append(stack_name(f"{number}.{place}", tensor))
             collected.setdefault(names[-1], []).append(tensor)
     return {
@@ -157,7 +173,7 @@ def _steps_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     """Which step each row of a stack belongs to."""
     steps: dict[str, list[int]] = {}
     for row in rows:
-        for name in row["tensors"] or ():
+        for name in stored(row["tensors"] or ()):
             steps.setdefault(name, []).append(row["step"])
     return steps
 
@@ -260,6 +276,7 @@ class RecordedSteps(Sequence[StepRecord]):
         files: The run folder's files.
         parts: The stage's parts, in order, of each of its processes.
         between: Which of the stage's steps these are; None for all of them.
+        rows: The stage's data set, for batches that are kept as rows of it.
     """
 
     def __init__(
@@ -267,9 +284,10 @@ class RecordedSteps(Sequence[StepRecord]):
         files: CheckedFiles,
         parts: Sequence[Sequence[PartRef]],
         between: range | None = None,
+        rows: StageRows | None = None,
     ) -> None:
         self._numbers = range(steps_of_all(parts)) if between is None else between
-        self._of_each = [_StepsOfProcess(files, own) for own in parts]
+        self._of_each = [_StepsOfProcess(files, own, rows) for own in parts]
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -301,8 +319,10 @@ class RecordedSteps(Sequence[StepRecord]):
 class _StepsOfProcess:
     """What one process wrote of a stage's steps."""
 
-    def __init__(self, files: CheckedFiles, parts: Sequence[PartRef]) -> None:
-        self._files, self._parts = files, parts
+    def __init__(
+        self, files: CheckedFiles, parts: Sequence[PartRef], rows: StageRows | None
+    ) -> None:
+        self._files, self._parts, self._rows = files, parts, rows
         self._starts = [part.first_step for part in parts]
         self._opened: dict[int, _OpenedPart] = {}
 
@@ -314,8 +334,8 @@ class _StepsOfProcess:
         part = self._part_of(step)
         try:
             row = part.row(step)
-            tensors = [part.tensor(name, step) for name in row["tensors"]] if whole else None
-            return as_step(row, tensors)
+            tensors = [part.tensor(n, step) for n in stored(row["tensors"])] if whole else None
+            return as_step(row, tensors, self._rows)
         except _NO_STEP:
             raise _foreign(part.path) from None
 

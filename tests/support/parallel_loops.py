@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import TensorDataset
 
 import stagelens
 from stagelens.runs.states import Weights, model_tensors
@@ -36,6 +37,7 @@ class Stage:
         clip_norm: Where it clips.
         rate: Its learning rate.
         recorder: Further settings of ``Recorder.stage``.
+        by_rows: Whether the recorder is given the data set of all processes, and row numbers.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Stage:
     clip_norm: float | None = None
     rate: float = 0.05
     recorder: Mapping[str, Any] = field(default_factory=dict)
+    by_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,12 @@ class Training:
         made = make_batches(stage.updates * stage.accumulation * count, stage.seed, SIZE)
         return [(images.double(), labels) for images, labels in made[rank::count]]
 
+    def data(self, stage: Stage, count: int) -> TensorDataset:
+        """The examples of all batches of ``count`` processes: rows in the order of batches."""
+        each = zip(*(self.batches(stage, count, rank) for rank in range(count)), strict=True)
+        images, labels = zip(*(batch for step in each for batch in step), strict=True)
+        return TensorDataset(torch.cat(images), torch.cat(labels))
+
 
 def run_stages(
     training: Training,
@@ -106,6 +115,7 @@ def run_stages(
                 optimizer=optimizer,
                 accumulation=stage.accumulation,
                 clip_norm=stage.clip_norm,
+                dataset=training.data(stage, count) if stage.by_rows else None,
                 **{"on_problem": "raise", **stage.recorder},
             )
         with around as recorded:
@@ -122,7 +132,9 @@ def run_stages(
                     optimizer.zero_grad()
                 before_note(stage.name, step)
                 if recorded is not None:
-                    recorded.step(batch, loss)
+                    first = SIZE * ((step - 1) * count + rank)
+                    rows = range(first, first + SIZE) if stage.by_rows else None
+                    recorded.step(batch, loss, rows=rows)
 
 
 def joined(rank: int, count: int, port: int, folder: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import stagelens
+from stagelens.contracts import RunError
 from stagelens.derivatives.curvature import StageLoss
 from stagelens.effects.computing import attribute
 from stagelens.replaying.coarse import CoarseModel
@@ -35,7 +38,7 @@ TWO = Training(seeds_apart=False)
 FOUR = Training(
     stages=(
         Stage("first", 1, 4, accumulation=2, clip_norm=0.5, recorder={"checkpoint_every": 2}),
-        Stage("second", 2, 4, clip_norm=1.0, recorder={"flush_every": 3}),
+        Stage("second", 2, 4, clip_norm=1.0, recorder={"flush_every": 3}, by_rows=True),
     ),
     model=BATCH_NORM,
 )
@@ -63,7 +66,9 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(folder: Path, training: Training) -> Run:
-    return stagelens.open_run(folder / "run", training.task())
+    """The run of ``two``, or of ``four`` with the data set of the stage that is kept as rows."""
+    data = {stage.name: training.data(stage, 4) for stage in training.stages if stage.by_rows}
+    return stagelens.open_run(folder / "run", training.task(), datasets=data)
 
 
 class OnBothBatches(Training):
@@ -173,3 +178,18 @@ def test_cheap_steps_and_derivatives_follow_from_the_micro_batches(four: Path) -
         assert float((parameter.grad - own.gradient[name]).abs().max()) < CLOSE
     # Those of the main process's two micro-batches, by two norms.
     assert len(own.statistics) == 4
+
+
+def test_each_process_keeps_its_batches_as_rows_of_one_data_set(four: Path) -> None:
+    told, stage = opened(four, FOUR).stages[1], FOUR.stages[1]
+    assert told.facts.rows is not None
+    for part in chain.from_iterable(told.facts.parts_of_each):
+        assert part.batches is not None
+        stacks = {name.split()[0] for name in load_file(four / "run" / part.batches.path)}
+        assert {"0.rows", "0.sha256"} <= stacks and "0.0" not in stacks
+    with pytest.raises(RunError, match="kept as rows of a data set that was not given"):
+        stagelens.open_run(four / "run", FOUR.task()).stages[1].read_steps()[0]
+    read = [micro for step in told.read_steps() for micro in step.batches or ()]
+    assert [micro.process for micro in read] == [0, 1, 2, 3] * stage.updates
+    for number, own in enumerate(FOUR.batches(stage, 4, 2)):
+        assert all(map(torch.equal, read[4 * number + 2].batch, own))

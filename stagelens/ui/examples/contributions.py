@@ -213,6 +213,8 @@ def impossible(workspace: Workspace, asked: Asked) -> str | None:
             )
         if stage.facts.problem is not None:
             return f"What steps contributed is not known: {stage.facts.problem}"
+        if stage.no_data_set:
+            return f"What steps contributed is not known: {stage.no_data_set}."
         if not stage.replayable:
             return (
                 f"What steps contributed is not known: the batches of stage {stage.name} were not "
