@@ -96,11 +96,11 @@ def _svg(drawn: Plane, slope: float) -> str:
     seen = drawn_points(drawn.x, drawn.y)
     x, y = drawn.x[seen], drawn.y[seen]
     kinds = kinds_of(y, drawn.points["within_noise"].iloc[seen])
-    # One path for all points of a kind: a line of no length, whose round ends are the point.
+    # One path for all points of a kind.
     shapes = (
-        ("h0", f"stroke='{CREDIT}' stroke-width='6' stroke-linecap='round' stroke-opacity='.75'"),
-        ("m-3.5 0l3.5-3.5l3.5 3.5l-3.5 3.5z", f"fill='{BLAME}' fill-opacity='.75'"),
-        ("m-2.5-2.5l5 5m0-5l-5 5", f"stroke='{MUTED}' stroke-opacity='.7'"),
+        ("m-3.5 2.5h7l-3.5-6z", f"fill='{CREDIT}' fill-opacity='.75'"),
+        ("m-3.5-2.5h7l-3.5 6z", f"fill='{BLAME}' fill-opacity='.75'"),
+        ("m-3.5 0h7m-3.5-3.5v7", f"stroke='{MUTED}' stroke-opacity='.7'"),
     )
     for number, (shape, look) in enumerate(shapes):
         path = "".join(

@@ -174,7 +174,12 @@ def _points(
         text=[f"  {ended(code)} {counts[code]:,}" for code in ends],
         textposition="middle right",
         textfont={"color": palette.text, "size": 13},
-        marker={"size": 9, "color": palette.text, "line": {"width": 1, "color": ZERO}},
+        marker={
+            "size": 9,
+            "symbol": "square",
+            "color": palette.text,
+            "line": {"width": 1, "color": ZERO},
+        },
         customdata=list(ends),
         hovertext=[_told(code, counts[code], total, noun) for code in ends],
         hovertemplate="%{hovertext}<extra></extra>",

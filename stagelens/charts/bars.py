@@ -88,7 +88,7 @@ def credit_and_blame(
             mode="markers",
             name="net",
             marker={
-                "symbol": "diamond",
+                "symbol": "hourglass",
                 "size": 13,
                 # Filled with neither colour where the sign of the mean is not clear.
                 "color": [PAPER if one else NEITHER for one in clear],

@@ -15,7 +15,18 @@ from stagelens.wording.kinds_of_runs import kind_of_run
 from stagelens.wording.trust_words import decimal, percent
 
 from .effect_scatter import straight
-from .style import FAINT_AREA, KEPT, LIGHT, MUTED, OWN, Chart, Palette, escaped, style
+from .style import (
+    FAINT_AREA,
+    KEPT,
+    LIGHT,
+    MUTED,
+    NEITHER_SHAPE,
+    OWN,
+    Chart,
+    Palette,
+    escaped,
+    style,
+)
 
 MOST_POINTS = 900
 """Estimates of the bench that are drawn; all are counted."""
@@ -68,8 +79,8 @@ def calibration_plot(
     drawn = known.iloc[_drawn(known)]
     reliable = drawn["reliable"].astype(bool).to_numpy()
     for name, of, color, symbol in (
-        ("not called reliable", ~reliable, MUTED, "circle-open"),
-        ("called reliable", reliable, KEPT, "circle"),
+        ("not called reliable", ~reliable, MUTED, NEITHER_SHAPE),
+        ("called reliable", reliable, KEPT, "square"),
     ):
         rows = drawn[of]
         figure.add_trace(
@@ -162,12 +173,12 @@ def _own(figure: go.Figure, own: Sequence[OwnEstimate], palette: Palette) -> Non
             y=[_within_ends([one.error])[0] if seen else _ENDS[0] * 1.3
                for one, seen in zip(own, checked, strict=True)],
             mode="markers+text" if len(own) <= _NAMED else "markers",
-            name="this run (◆ true error, ▲ not checked)",
+            name="this run (★ true error, ✚ not checked)",
             text=[escaped(one.name, 20) for one in own],
             textposition=[_beside(number, seen) for number, seen in enumerate(checked)],
             textfont={"color": palette.text, "size": 12},
             marker={
-                "symbol": ["diamond" if seen else "triangle-up-open" for seen in checked],
+                "symbol": ["star" if seen else "cross" for seen in checked],
                 "size": 12,
                 "color": OWN,
                 "line": {"color": OWN, "width": 2},

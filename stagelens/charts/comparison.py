@@ -10,13 +10,27 @@ from stagelens.wording.numbers import axis_unit, phrase, scaled, signed_text
 from stagelens.wording.trust_words import decimal, signs_known
 
 from .effect_scatter import Range, around_zero, drawn_of, drawn_points, shade_other_signs, straight
-from .style import BLAME, CREDIT, LIGHT, MUTED, NEITHER, ZERO, Chart, Palette, escaped, style
+from .style import (
+    BLAME,
+    BLAME_SHAPE,
+    CREDIT,
+    CREDIT_SHAPE,
+    LIGHT,
+    MUTED,
+    NEITHER,
+    NEITHER_SHAPE,
+    ZERO,
+    Chart,
+    Palette,
+    escaped,
+    style,
+)
 
 _HEIGHT = 420
 _KINDS = (
-    ("credit by both", CREDIT, "circle"),
-    ("blame by both", BLAME, "diamond"),
-    ("credit by one, blame by the other", MUTED, "x-thin-open"),
+    ("credit by both", CREDIT, CREDIT_SHAPE),
+    ("blame by both", BLAME, BLAME_SHAPE),
+    ("credit by one, blame by the other", MUTED, NEITHER_SHAPE),
 )
 _UNSIGNED = (("sign uncertain", NEITHER, "square-open"),)
 """Where too many signs of either side may be wrong."""

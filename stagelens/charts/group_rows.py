@@ -11,8 +11,8 @@ from stagelens.effects.groups import GroupMetrics
 from stagelens.wording.numbers import amount_text, is_share, scaled, value_text
 
 from .groups import axis_ends, clear_models, in_words, look_of, shown_models
-from .marked_rows import GLYPHS, Mark, Row, marked_rows
-from .style import EITHER
+from .marked_rows import Mark, Row, marked_rows
+from .style import EITHER, SHAPES
 from .tokens import Markup
 
 
@@ -63,7 +63,7 @@ def gap_rows(
                     np.nan if none else low,
                     np.nan if none else high,
                     color,
-                    "|" if place is None else GLYPHS[place % len(GLYPHS)],
+                    "|" if place is None else SHAPES[place % len(SHAPES)][1],
                     said,
                     links[name],
                 )
@@ -85,7 +85,7 @@ def gap_rows(
     said = in_words(metrics, behaviour, models, groups, notes)
     said += f" {more:,} more models change the gap less." if more else ""
     legend = [
-        (GLYPHS[place % len(GLYPHS)], color, name)
+        (SHAPES[place % len(SHAPES)][1], color, name)
         for name, (place, color) in looks.items()
         if place is not None
     ]

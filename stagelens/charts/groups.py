@@ -13,9 +13,8 @@ from stagelens.effects.groups import GroupMetrics
 from stagelens.wording.folding import strongest
 from stagelens.wording.numbers import amount_text, is_share, scaled, value_text
 
-from .style import BLAME, LIGHT, Chart, Palette, escaped, see_through, style
+from .style import BLAME, LIGHT, SHAPES, Chart, Palette, escaped, see_through, style
 
-_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 _COLOURED = 6
 """With more groups than this, only the best and the worst have a colour; the rest is grey."""
 _ROW = 58
@@ -205,7 +204,7 @@ def _marks(
             showlegend=named,
             marker={
                 "color": color,
-                "symbol": "line-ns-open" if place is None else _SYMBOLS[place % len(_SYMBOLS)],
+                "symbol": "line-ns-open" if place is None else SHAPES[place % len(SHAPES)][0],
                 "size": 12 if named else 9,
                 "line": {"color": color, "width": 0 if named else 1.5},
             },

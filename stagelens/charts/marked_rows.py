@@ -14,8 +14,6 @@ import numpy as np
 from .style import HAIRLINE, short, written
 from .tokens import Markup
 
-GLYPHS = ("●", "◆", "■", "▲", "✚", "★")
-"""By position, in the order of the figures' symbols."""
 _TICKS = 6
 _NAME = 60
 _HEIGHT = 54

@@ -13,9 +13,8 @@ from stagelens.contracts import BASE, Behaviour
 from stagelens.wording.folding import listed
 from stagelens.wording.numbers import is_share, phrase, scaled, value_text
 
-from .style import Palette, escaped
+from .style import SHAPES, Palette, escaped
 
-_GROUP_SYMBOLS = ("square", "diamond", "triangle-up", "cross", "star", "hexagon")
 _GROUP_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot", "dash")
 
 
@@ -58,7 +57,7 @@ def draw_paths(
                 marker={
                     "size": 9,
                     "color": color,
-                    "symbol": "circle" if overall else _GROUP_SYMBOLS[pattern],
+                    "symbol": "pentagon" if overall else SHAPES[pattern][0],
                 },
                 customdata=[
                     f"{escaped(_boundary_name(b))}<br>{escaped(name)}: "

@@ -15,6 +15,7 @@ from .style import (
     BEFORE_AFTER,
     LIGHT,
     PAPER,
+    SHAPES,
     ZERO,
     Chart,
     Palette,
@@ -24,8 +25,8 @@ from .style import (
 )
 from .tokens import Markup
 
-_MARKS = tuple(zip(BEFORE_AFTER, ("circle-open", "diamond", "square-open"), strict=True))
-"""Colour and shape by position: before, after, by replay."""
+_MARKS = tuple((color, *shape) for color, shape in zip(BEFORE_AFTER, SHAPES, strict=False))
+"""Colour, symbol and glyph by position: before, after, by replay."""
 
 _ROW = 36
 """Height of a mark with its number."""
@@ -49,7 +50,7 @@ def group_accuracy(
     models = list(dict.fromkeys(rows["model"]))
     shifts = np.linspace(-0.3, 0.3, len(models)) if len(models) > 2 else [-0.13, 0.13]
     figure = go.Figure()
-    for (color, symbol), shift, model in zip(_MARKS, shifts, models, strict=False):
+    for (color, symbol, _), shift, model in zip(_MARKS, shifts, models, strict=False):
         own = rows[rows["model"] == model]
         accuracy = 100 * own["accuracy"].to_numpy(float)
         high = 100 * own["accuracy_high"].to_numpy(float) - accuracy
@@ -123,8 +124,7 @@ def accuracy_rows(rows: pd.DataFrame, approximate: str | None = None) -> Markup:
     """:func:`group_accuracy` as markup, for pages whose reader may switch the theme."""
     models = list(dict.fromkeys(rows["model"]))
     looks = {
-        model: (color, glyph)
-        for model, color, glyph in zip(models, BEFORE_AFTER, ("○", "◆", "□"), strict=False)
+        model: (color, glyph) for model, (color, _, glyph) in zip(models, _MARKS, strict=False)
     }
     made = []
     for group, own in rows.groupby("group", sort=False):
@@ -191,7 +191,7 @@ def calibration_curve(models: Mapping[str, pd.DataFrame], palette: Palette = LIG
             showlegend=False,
         )
     )
-    for (color, symbol), (model, bins) in zip(_MARKS, models.items(), strict=False):
+    for (color, symbol, _), (model, bins) in zip(_MARKS, models.items(), strict=False):
         figure.add_trace(
             go.Scatter(
                 x=100 * bins["confidence"],

@@ -15,7 +15,7 @@ from stagelens.contracts import BASE, Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import axis_unit, is_share, phrase, scaled, signed_text, value_text
 from stagelens.wording.signs import gain, gain_text
-from stagelens.wording.trust_words import FIRST_ORDER, TrustWord, trust_word
+from stagelens.wording.trust_words import FIRST_ORDER, MARKS, TrustWord, trust_word
 
 from .stages import draw_bands, heading, stage_edges
 from .style import LIGHT, ZERO, Chart, Palette, color_of, escaped, see_through, style
@@ -253,8 +253,7 @@ def _ends(
             marker={
                 "size": 10,
                 "color": palette.line,
-                "symbol": ["circle" if name == "first order" else "diamond-open" for name in known],
-                "line": {"width": 2},
+                "symbol": "square",
             },
             customdata=[
                 f"{name}: {gain_text(value, behaviour)}"
@@ -272,7 +271,7 @@ def _ends(
         figure.add_annotation(
             x=last,
             y=value,
-            text=name.replace(" ", "<br>"),
+            text=(f"{MARKS[words[name]]} " if name in words else "") + name.replace(" ", "<br>"),
             align="left",
             xanchor="left",
             xshift=10,

@@ -43,6 +43,19 @@ AMOUNT = "#3F6790"
 """For amounts without a sign, the more the less see-through: so that scales get darker all the way
 on white, and brighter all the way on black."""
 
+SHAPES = (
+    ("square", "■"),
+    ("cross", "✚"),
+    ("star", "★"),
+    ("triangle-right", "►"),
+    ("triangle-left", "◄"),
+    ("hexagon", "⬢"),
+)
+"""Of groups and models, by position: in figures, and as text. All are filled, and none is a mark of
+``trust_words.MARKS``, because those say how far a number can be relied on, and nothing else."""
+CREDIT_SHAPE, BLAME_SHAPE, NEITHER_SHAPE = "triangle-up", "triangle-down", "cross-thin-open"
+"""Of single effects, as ▲ and ▼ are in words; of those within noise, or of neither."""
+
 STAGE_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#B7A38C", "#8FA3BF")
 """By position in the run, so a stage has one colour on every page; text on them is black."""
 

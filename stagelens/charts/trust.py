@@ -15,13 +15,26 @@ from stagelens.wording.signs import gain_text
 from stagelens.wording.trust_words import decimal, percent
 
 from .effect_scatter import around_zero, drawn_of, drawn_points, shade_other_signs, straight
-from .style import BLAME, CREDIT, LIGHT, MUTED, ZERO, Chart, Palette, escaped, style
+from .style import (
+    BLAME,
+    BLAME_SHAPE,
+    CREDIT,
+    CREDIT_SHAPE,
+    LIGHT,
+    MUTED,
+    NEITHER_SHAPE,
+    ZERO,
+    Chart,
+    Palette,
+    escaped,
+    style,
+)
 
 _HEIGHT = 284
 _KINDS = (
-    ("credit", CREDIT, "circle"),
-    ("blame", BLAME, "diamond"),
-    ("within noise", MUTED, "x-thin-open"),
+    ("credit", CREDIT, CREDIT_SHAPE),
+    ("blame", BLAME, BLAME_SHAPE),
+    ("within noise", MUTED, NEITHER_SHAPE),
 )
 
 

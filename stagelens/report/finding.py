@@ -23,7 +23,7 @@ LONGEST_NOTE = 4_000
 
 LONGEST_TITLE = 200
 """Most characters of a title that people give."""
-_LONGEST_CLAIM = 160
+_LONGEST_CLAIM = 190
 """Most characters of a sentence that stands as a title."""
 
 Cell = str | float | int | bool | None

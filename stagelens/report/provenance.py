@@ -150,9 +150,9 @@ def _of_another(row: Mapping[str, Cell], word: TrustWord) -> TrustWord | None:
 
 
 def sentence_word(sentence: Sentence) -> TrustWord | None:
-    """What is known of a sentence's number; None where it is a plain description."""
+    """What is known of a sentence's number; None for a plain description, or if it says it."""
     known = sentence.trust
-    return None if known is None else trust_word(known, sentence.behaviour)
+    return None if known is None or sentence.is_sealed else trust_word(known, sentence.behaviour)
 
 
 def filters_text(filters: Mapping[str, str]) -> str:

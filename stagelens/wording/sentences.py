@@ -23,7 +23,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from . import intervals
 from .intervals import Interval, example_interval, mean_interval
 from .numbers import amount_text, count_text, is_share, phrase, scaled
-from .trust_words import clear_over_draws, holds, signs_known, trust_word
+from .trust_words import MARKS, REPLAY, clear_over_draws, holds, signs_known, trust_word
 
 _TWO = 2.0
 """Standard deviations of the training noise that a finding has to exceed."""
@@ -31,10 +31,13 @@ _TWO = 2.0
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a sentence; ``kind`` tells the page what to emphasise. Never markup."""
+    """A piece of a sentence; ``kind`` tells the page what to emphasise. Never markup.
+
+    A seal is the mark and the word of what is known of the number before it.
+    """
 
     text: str
-    kind: Literal["plain", "stage", "group", "amount"] = "plain"
+    kind: Literal["plain", "stage", "group", "amount", "seal"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Sentence:
         if not str(self).endswith(said):
             last = replace(self.parts[-1], text=self.parts[-1].text.removesuffix("."))
             object.__setattr__(self, "parts", (*self.parts[:-1], last, Part(said)))
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether what is known of its number is among its words, so that nothing is put after."""
+        return any(part.kind == "seal" for part in self.parts)
 
     def __str__(self) -> str:
         return "".join(part.text for part in self.parts)
@@ -130,7 +138,7 @@ def mean_sentence(
             Part(f", {_mean_of(behaviour)} on "),
             *about,
             *would_be_on_average(row, behaviour, trust),
-            *over_draws(row, behaviour, f" ({known}{count_text(int(row['n']), noun)})"),
+            *over_draws(row, behaviour, f"{known}{count_text(int(row['n']), noun)}", trust),
             *other,
             Part("."),
         ),
@@ -159,41 +167,63 @@ def _mean_of(behaviour: Behaviour) -> str:
     return phrase(behaviour) if behaviour == ACCURACY else f"the mean {phrase(behaviour)}"
 
 
-def over_draws(row: Mapping[str, Any], behaviour: Behaviour, count: str) -> tuple[Part, ...]:
+def over_draws(
+    row: Mapping[str, Any], behaviour: Behaviour, count: str, trust: StageTrust | None = None
+) -> tuple[Part, ...]:
     """How many examples a mean effect is over, and its interval over draws where there is one.
 
     Args:
         row: As :func:`mean_sentence` takes it, with ``draw_effect``, ``draw_low``, ``draw_high``
             and ``drawn`` where the recipe was drawn.
         behaviour: What was measured.
-        count: Of the examples.
+        count: Of the examples, and what else is said in parentheses.
+        trust: What is known of the number of this run, which is said right behind it, because the
+            interval over draws that follows is another matter.
     """
     low, high = (float(row.get(name, np.nan)) for name in ("draw_low", "draw_high"))
     if not (np.isfinite(low) and np.isfinite(high)):
-        return (Part(_alike(row, behaviour, count)),)
+        return _alike(row, behaviour, count, trust)
     if (own := intervals.over_draws(row)) is not None:
         if not own.is_clear and _is_printed(amount_text(float(row["effect"]), behaviour)):
             # The sentence has its ends already.
-            return (Part(f" over {row['drawn']}{count}"),)
-        return (Part(f", 95 %: {_ends(low, high, behaviour)} over {row['drawn']}{count}"),)
+            return (Part(f" over {row['drawn']} ({count})"),)
+        return (Part(f", 95 %: {_ends(low, high, behaviour)} over {row['drawn']} ({count})"),)
     unsure = ", so it is not known to come again" * bool(intervals.draws_hold_zero(row))
     return (
-        Part(f" in this run{count}; of this recipe, 95 %: "),
+        *_in_this_run(behaviour, count, trust),
+        Part("; of this recipe, 95 %: "),
         Part(f"{_ends(low, high, behaviour, way=True)} over {row['drawn']}{unsure}"),
     )
 
 
-def _alike(row: Mapping[str, Any], behaviour: Behaviour, count: str) -> str:
+def _in_this_run(behaviour: Behaviour, count: str, trust: StageTrust | None) -> tuple[Part, ...]:
+    if trust is None:
+        return (Part(f" in this run ({count})"),)
+    return (Part(" in this run ("), Part(seal(trust, behaviour.name), "seal"), Part(f"; {count})"))
+
+
+def seal(trust: StageTrust, behaviour: str | None) -> str:
+    """The mark and the word of what is known, and by which estimator: ``● exact, by replay``."""
+    word = trust_word(trust, behaviour)
+    # The start of the last stage is exact without any estimate.
+    by = f", by {trust.estimator}" if trust.estimator == REPLAY or word != "exact" else ""
+    return f"{MARKS[word]} {word}{by}"
+
+
+def _alike(
+    row: Mapping[str, Any], behaviour: Behaviour, count: str, trust: StageTrust | None
+) -> tuple[Part, ...]:
     """Of draws that are all alike, which give no interval: that they are; else the count alone."""
     # As accuracy is, where a stage turns the very same answers every time.
     if not row.get("drawn") or row.get("draw_sd") != 0:
-        return count
+        return (Part(f" ({count})"),)
     effect, every = float(row["effect"]), float(row["draw_effect"])
     if np.isclose(effect, every, rtol=1e-9):
-        return f", the same in each of {row['drawn']}{count}"
+        return (Part(f", the same in each of {row['drawn']} ({count})"),)
     way = "lower" if every > 0 else "higher"
     return (
-        f" in this run{count}; {amount_text(abs(every), behaviour)} {way} in each of {row['drawn']}"
+        *_in_this_run(behaviour, count, trust),
+        Part(f"; {amount_text(abs(every), behaviour)} {way} in each of {row['drawn']}"),
     )
 
 

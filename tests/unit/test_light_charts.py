@@ -37,7 +37,7 @@ def test_the_picture_of_an_agreement_says_what_its_figure_says(count: int) -> No
     assert picture.alt == figure.alt
     assert "<img src=x" not in picture.html and "' onclick" not in picture.html
     svg = unquote(picture.html.split("data:image/svg+xml,")[1].split('"')[0])
-    of_kinds = [svg.count("h0"), svg.count("m-3.5 0"), svg.count("m-2.5-2.5")]
+    of_kinds = [svg.count("m-3.5 2.5"), svg.count("m-3.5-2.5"), svg.count("m-3.5 0")]
     drawn = [trace.x for trace in figure.figure.data if trace.mode == "markers"]
     assert of_kinds == [len(each) for each in drawn] and sum(of_kinds) == min(count, 400)
     assert len(picture.html) < 20_000
@@ -49,8 +49,8 @@ def test_a_picture_puts_a_point_where_its_numbers_are() -> None:
          "within_noise": pd.array([False, False], dtype="boolean")}
     )  # fmt: skip
     svg = unquote(agreement_picture(one, MARGIN, "adapt", "task-vector", np.nan).html)
-    (right,) = re.findall(r"M([\d.]+) ([\d.]+)h0", svg)
-    (left,) = re.findall(r"M([\d.]+) ([\d.]+)m-3.5 0", svg)
+    (right,) = re.findall(r"M([\d.]+) ([\d.]+)m-3.5 2.5", svg)
+    (left,) = re.findall(r"M([\d.]+) ([\d.]+)m-3.5-2.5", svg)
     # Both lie on the diagonal of a frame of 250 by 200, the credit above the blame.
     for across, down in (map(float, right), map(float, left)):
         assert across / 250 == pytest.approx(1 - down / 200, abs=1e-3)

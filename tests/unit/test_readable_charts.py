@@ -70,7 +70,7 @@ def test_names_at_the_end_of_a_sum_stand_away_from_each_other() -> None:
         figure = step_contributions(rows, rates, MARGIN, "s", effect, "#56B4E9").figure
         first, stage = (
             next(a for a in figure.layout.annotations if a.text == text)
-            for text in ("first<br>order", "stage<br>effect")
+            for text in ("○ first<br>order", "stage<br>effect")
         )
         upper, lower = sorted((first, stage), key=lambda a: a.yanchor != "bottom")
         assert upper.y >= lower.y and (upper.yanchor, lower.yanchor) == ("bottom", "top")

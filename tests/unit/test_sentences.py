@@ -265,6 +265,11 @@ def test_a_mean_over_draws_has_its_interval_at_once(
     unsure = low < 0 < high
     assert str(own).endswith("so it is not known to come again.") == unsure
     assert ("amount" in {part.kind for part in own.parts}) != unsure  # emphasised
+    assert not own.is_sealed
+    # What is known of this run's number stands behind it, and not behind the recipe's interval.
+    sealed = sentences.mean_sentence(of_run, ACCURACY, "image", None, EXACT)
+    assert sealed.is_sealed
+    assert " in this run (● exact, by replay; 30 images); of this recipe, " in str(sealed)
 
 
 @pytest.mark.parametrize(("effect", "way"), [(-0.25, "higher"), (0.25, "lower")])

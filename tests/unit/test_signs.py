@@ -186,7 +186,7 @@ def test_a_better_behaviour_is_positive_whichever_way_is_better(name: str, kind:
         assert "▲ 0.50" in said and "▼ 0.30" in said and not signed
     elif name in PLACES:
         zero = re.search(r"M([\d.]+) 200\.0L\1 0\.0", said)
-        credit = re.search(rf"M([\d.]+) [\d.]+h0' fill='none' stroke='{CREDIT}'", said)
+        credit = re.search(rf"M([\d.]+) [\d.]+m[^>]*fill='{CREDIT}'", said)
         blame = re.search(rf"M([\d.]+) [\d.]+m[^>]*fill='{BLAME}'", said)
         assert zero and credit and blame
         assert float(blame[1]) < float(zero[1]) < float(credit[1])

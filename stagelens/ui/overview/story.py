@@ -144,7 +144,7 @@ def _mixed_up(workspace: Workspace) -> Sentence | None:
             Part(", accuracy on "),
             Part("4s and 9s", "group"),
             *would_be_on_average(row, ACCURACY, trust),
-            *over_draws(row, ACCURACY, f" ({int(row['n']):,} images of set {_MIXED_UP})"),
+            *over_draws(row, ACCURACY, f"{int(row['n']):,} images of set {_MIXED_UP}", trust),
             Part("."),
         ),
         trust,

@@ -275,11 +275,14 @@ def sentence_html(sentence: Sentence, brief: bool = False) -> str:
     weight = {"plain": "", "stage": "i", "group": "b", "amount": "b"}
     words = []
     for part in sentence.parts:
+        if part.kind == "seal" and sentence.trust is not None:
+            words.append(trust_html(sentence.trust, sentence.behaviour, seal=part.text))
+            continue
         tag = weight[part.kind]
         # Names may be written from right to left; isolated, they do not turn the words around them.
         text = shown(part.text) if part.kind == "plain" else f"<bdi>{shown(part.text)}</bdi>"
         words.append(f"<{tag}>{text}</{tag}>" if tag else text)
-    if sentence.trust is not None:
+    if sentence.trust is not None and not sentence.is_sealed:
         known, behaviour = sentence.trust, sentence.behaviour
         named = known.estimator == "replay" or trust_word(known, behaviour) != "exact"
         by = f", by {known.estimator}" if named else ""

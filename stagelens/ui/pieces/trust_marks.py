@@ -122,7 +122,9 @@ def trust_line(trust: Mapping[str, StageTrust], behaviour: str) -> str:
     return " ".join(f"{MARKS[word]} {word}: {', '.join(names)}." for word, names in stages.items())
 
 
-def trust_html(trust: StageTrust, behaviour: str | None, brief: bool = False, by: str = "") -> str:
+def trust_html(
+    trust: StageTrust, behaviour: str | None, brief: bool = False, by: str = "", seal: str = ""
+) -> str:
     """The mark and the word of a number's trust as markup; the rest is said on demand.
 
     Args:
@@ -130,14 +132,15 @@ def trust_html(trust: StageTrust, behaviour: str | None, brief: bool = False, by
         behaviour: Of the effects on which behaviour.
         brief: Leave out the figures.
         by: Printed behind the figures.
+        seal: Printed in place of mark, word and figures.
     """
     word, label = trust_word(trust, behaviour), f"{trust_label(trust, behaviour)}{by}"
     # Also as the label of the mark, whose shape alone a screen reader would name.
     title = html.escape(f"{label}. {trust_explanation(trust, behaviour)}", quote=True)
-    said = html.escape(word if brief else label)
+    said = html.escape(seal or f"{MARKS[word]} {word if brief else label}")
     # A mark stays with its word, where both are short.
-    whole = "white-space:nowrap;" if len(said) <= _SHORT else ""
+    whole = "white-space:nowrap;" if len(said) <= _SHORT + 2 else ""
     return (
         f"<span title='{title}' role='img' aria-label='{title}' style='opacity:.75;{whole}"
-        f"font-size:.85em'>{MARKS[word]} {said}</span>"
+        f"font-size:.85em'>{said}</span>"
     )

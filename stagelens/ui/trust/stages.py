@@ -91,9 +91,9 @@ def each_stage(workspace: Workspace, view: TrustView) -> None:
 def _legend() -> None:
     st.html(
         "<div style='display:flex;flex-wrap:wrap;gap:.2em 1.3em;font-size:.875rem'>"
-        f"<span><b style='color:{charts.CREDIT}'>●</b> credit</span>"
-        f"<span><b style='color:{charts.BLAME}'>◆</b> blame, by replay</span>"
-        f"<span><b style='color:{MUTED}'>×</b> within training noise</span>"
+        f"<span><b style='color:{charts.CREDIT}'>▲</b> credit</span>"
+        f"<span><b style='color:{charts.BLAME}'>▼</b> blame, by replay</span>"
+        f"<span><b style='color:{MUTED}'>+</b> within training noise</span>"
         "<span>— estimate equals replay</span>"
         "<span><b>- -</b> slope through the origin</span>"
         "<span style='opacity:.75'>Figures with 95 % intervals over examples.</span></div>"
