@@ -6,10 +6,11 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import stagelens
-from stagelens.analyses.spurious.features import find_features
+from stagelens.analyses.spurious.features import find_features, representations
 from stagelens.analyses.spurious.ranking import strongest
 from stagelens.effects.computing import attribute
 from stagelens.effects.results import load_result
@@ -88,6 +89,16 @@ def comments(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recorder.add_set("many", texts=texts, labels=["calm"] * 90)
     attribute(open_run(path), "many", "task-vector")
     return path
+
+
+def test_each_text_is_grouped_by_its_own_vector(comments: Path, monkeypatch) -> None:
+    """Texts pass through the model by length, in another order than they have."""
+    run = open_run(comments)
+    together = representations(run, run.evaluation_set("many"))
+    monkeypatch.setattr("stagelens.analyses.spurious.features.BATCH_SIZE", 1)
+    alone = representations(run, run.evaluation_set("many"))
+    assert together is not None and alone is not None and len(np.unique(alone, axis=0)) == 10
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 def test_words_are_found_and_shown_in_their_texts(open_page, comments: Path) -> None:

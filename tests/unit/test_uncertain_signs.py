@@ -17,7 +17,7 @@ from stagelens.charts.style import NEITHER, see_through
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.trust.comparing import Side, compare_effects
-from stagelens.ui.examples import browser
+from stagelens.ui.examples import browser, table_cells
 from tests.support.saliency_maps import image_map, text_map
 from tests.support.stage_trust import AGREES, DISAGREES, EXACT, ROUGH, trust
 
@@ -141,7 +141,7 @@ def test_the_map_of_a_set(signed: bool) -> None:
 
 @pytest.mark.parametrize(("signed", "cell"), [(True, "▲ 1.00"), (False, "± 1.00")])
 def test_cells_of_examples(signed: bool, cell: str) -> None:
-    assert browser._effect_cell(-1.0, LOSS, False, signed) == cell
+    assert table_cells._effect_cell(-1.0, LOSS, False, signed) == cell
 
 
 def test_the_legend_of_the_table_explains_the_mark_where_it_is_used() -> None:

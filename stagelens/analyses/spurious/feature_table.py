@@ -151,7 +151,8 @@ def load_features(
 ) -> Features | None:
     """A stored table; None where there is none, or it cannot be used.
 
-    One whose intervals take examples to be apart that share sources cannot.
+    One of an earlier version cannot where its intervals take examples to be apart that share
+    sources, or where it has clusters of texts: these held the vectors of other texts.
     """
     examples = run.evaluation_set(set_name)
     set_digest = examples.digest
@@ -160,7 +161,8 @@ def load_features(
     if found is None or (found[0].run_digest, found[0].set_digest) != (run.digest, set_digest):
         return None
     facts, table = found
-    if facts.sources is None and clusters(examples) is not None:
+    of_texts = {"word", "cluster"} <= set(facts.kinds)
+    if facts.sources is None and (of_texts or clusters(examples) is not None):
         return None
     if "also" not in table:
         table = table.assign(also=[[] for _ in range(len(table))])
