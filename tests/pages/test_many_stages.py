@@ -47,6 +47,7 @@ def marks(app: AppTest) -> Iterator[int]:
             yield len(trace.get("customdata", trace.get("text", ())))
 
 
+@pytest.mark.slow
 def test_the_overview_of_200_stages_is_read_at_a_glance(home: Path, open_page: OpenPage) -> None:
     app = open_page(home, "run=many&set=large")
     assert not app.exception
