@@ -238,9 +238,10 @@ def test_a_killed_recording_opens_with_the_rows_that_were_written(tmp_path: Path
     class Killed(BaseException):
         """As a process that is killed leaves the block without an end."""
 
+    given: dict[str, Any] = {"dataset": DATA, "checkpoint_every": 3}
     with (
         pytest.raises(Killed),
-        recorder.stage("second", model=model, optimizer=optimizer, dataset=DATA) as stage,
+        recorder.stage("second", model=model, optimizer=optimizer, **given) as stage,
     ):
         loop(stage, task, model, optimizer, DATA, torch.utils.data.default_collate)
         raise Killed
@@ -249,6 +250,9 @@ def test_a_killed_recording_opens_with_the_rows_that_were_written(tmp_path: Path
     assert left.facts.rows == DataRows(DATA, list).facts
     read = [micro.batch for step in left.read_steps() for micro in step.batches or ()]
     assert [images.shape[0] for images, _ in read] == [SIZE] * STEPS
+    stagelens.Recorder(tmp_path / "run", task, resume=True).close()  # ends it at its checkpoint
+    ended = open_run(tmp_path / "run", datasets={"second": DATA})
+    assert ended.last.steps == 3 and len(batches_of(ended)) == 3
 
 
 def test_rows_of_examples_are_collated_by_the_task() -> None:
