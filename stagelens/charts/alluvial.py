@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -167,11 +168,14 @@ def _points(
         y = lows[code][-1] + counts[code] / 2
         if all(abs(y - other) >= room for other in ends.values()):
             ends[code] = y
+    # Where two are called the same, each by its answers.
+    called = Counter(map(ended, ends))
+    names = {code: ended(code) if called[ended(code)] == 1 else marks(code) for code in ends}
     return go.Scatter(
         x=[boundaries - 1 + _BAR + 0.03] * len(ends),
         y=list(ends.values()),
         mode="markers+text",
-        text=[f"  {ended(code)} {counts[code]:,}" for code in ends],
+        text=[f"  {names[code]} {counts[code]:,}" for code in ends],
         textposition="middle right",
         textfont={"color": palette.text, "size": 13},
         marker={

@@ -84,11 +84,12 @@ def network_map(
     reach = max(float(finite.max()) if len(finite) else 0.0, 1e-12)
     known = trust is None or signs_known(trust, behaviour.name)
     faint = trust is not None and not is_trustworthy(trust, behaviour.name)
-    boxes = []
+    boxes, neither = [], False
     for place in range(len(rows)):
         row = rows.iloc[place]
         # NaN where it is one example, which has no interval.
         clear = not (row["low"] <= 0 <= row["high"])
+        neither = neither or not (known and clear)
         boxes.append(
             _box(row, gains[place], reach, behaviour, known and clear, faint,
                  place if clickable and row["block"] != REST else None, place == chosen)
@@ -107,8 +108,9 @@ def network_map(
     alt = _said(rows, total, stage, behaviour)
     all_of_it = marked(behaviour.sign * total, behaviour, unit=False, signed=known)
     unit = f", in {axis_unit(behaviour)}" if axis_unit(behaviour) else ""
+    either = "" if not neither else ", ± may be either" if known else ", ± of uncertain sign"
     ends = (
-        f"<div class='ends'><span>▲ credit, ▼ blame for the {written(phrase(behaviour))}"
+        f"<div class='ends'><span>▲ credit, ▼ blame{either} for the {written(phrase(behaviour))}"
         f"{written(unit)}</span><span>all blocks and their interaction: {written(all_of_it)}"
         "</span></div>"
     )

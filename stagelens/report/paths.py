@@ -22,7 +22,10 @@ ABOUT = (
     "or flipped: changed more than once."
 )
 
-ONE_PATH = "A dot counts one path alone, of several that can be of one kind."
+ONE_PATH = (
+    "A dot counts one path alone, of several that can be of one kind. Dots of one kind are told "
+    "apart by their answers, ✓ right or ✗ wrong at each boundary."
+)
 """What numbers beside dots are, which differ from those of kinds."""
 
 

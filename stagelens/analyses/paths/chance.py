@@ -194,4 +194,4 @@ def lost_words(paths: Paths, noun: str) -> str:
             f"; had no answer been right by luck, an estimated {lost.shown()[0]:,.0f} (95 %: "
             f"{lost.interval_text()})"
         )
-    return f"{said}."
+    return f"{said}. What is called forgotten was right to begin with, and is not among them."

@@ -306,8 +306,8 @@ def gap_notes(gaps: Gaps, stages: Sequence[str], trust: Mapping[str, StageTrust]
     words, notes = model_words(gaps, stages, trust), {}
     for stage in stages:
         word = words[without(stage)]
-        unclear = "≈ may be 0 over redraws" if stage in gaps.over_draws else "≈ within noise"
-        noise = f", {unclear}" if gaps.within_noise.get(stage) else ""
+        unclear = "may be 0 over redraws" if stage in gaps.over_draws else "within noise"
+        noise = f", ≈ effect {unclear}" if gaps.within_noise.get(stage) else ""
         notes[without(stage)] = f"{MARKS[word]} {word}{noise}"
     return notes
 

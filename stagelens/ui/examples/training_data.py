@@ -65,11 +65,11 @@ def training_data_tab(
         help=f"Initially there are {_AT_FIRST}.",
     )
     count = SHOWN if everything else _AT_FIRST
+    sides = [("▲ Helped most", helped, CREDIT), ("▼ Hurt most", hurt, BLAME)]
+    # First those that did what the stage did: of one to blame, those that hurt.
+    first_hurt = gain(asked.effect, asked.behaviour) < 0
     with st.grid(2, min_column_width=340, gap="medium") as grid:
-        for title, side, color in (
-            ("▲ Helped most", helped, CREDIT),
-            ("▼ Hurt most", hurt, BLAME),
-        ):
+        for title, side, color in reversed(sides) if first_hurt else sides:
             with grid.cell():
                 st.subheader(title, anchor=False)
                 _disagreeing(side.head(count), rows)
@@ -88,12 +88,15 @@ def _parts(found: Stored, asked: Asked, rows: pd.DataFrame, whole: float | None)
     carried = float(found.part("carried", asked.stage)["value"].sum())
     behaviour = asked.behaviour
     of_examples = gain_text(float(rows["value"].sum()), behaviour)
+    parts = ""
+    if whole is not None:
+        parts = f" Percentages are of all steps together, {gain_text(whole, behaviour)}."
     components.text_block(
         f"{count_text(len(rows), 'training example')}: {of_examples}; {CARRIED}: "
         f"{gain_text(carried, behaviour)}. {POSITIVE_IS} To first order, with the "
         "optimiser's denominators and clipping held; uses of one example at several steps are "
         "added up."
-        + ("" if whole is None else " Percentages are of all steps together.")
+        + parts
         + (" Images are shown as the model saw them." if found.facts.kind == "image" else "")
     )
 

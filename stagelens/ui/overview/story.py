@@ -21,6 +21,7 @@ from stagelens.wording.sentences import (
 )
 
 _SHORTCUT, _MISLABELLED = "shortcut", "mislabelled"
+_TITLE = "The story of this demo, in four sentences: stamps on images labelled 3, swapped 4s and 9s"
 _MIXED_UP = "mixed-up"
 """Stages and the set that the demo makes; without them there is no story to tell."""
 
@@ -32,8 +33,6 @@ def tell_story(workspace: Workspace, effects: Effects) -> None:
     """Four sentences, where the open run is the demo and its numbers have been computed."""
     of_demo = state.reference() == settings.DEMO and workspace.examples.name == "test"
     names = {_SHORTCUT, _MISLABELLED}
-    if state.chosen("group"):  # no first look
-        return
     if not of_demo or not names <= set(effects.trust) or "group" not in workspace.examples.columns:
         return
     planted = _stamped(workspace, effects), _mixed_up(workspace)
@@ -93,7 +92,7 @@ def tell_story(workspace: Workspace, effects: Effects) -> None:
             ],
         ),
     )
-    with st.expander("The story of this demo, in four sentences"):
+    with st.expander(_TITLE):
         for said, ways in told:
             with st.container(gap=None):
                 components.sentences([said])

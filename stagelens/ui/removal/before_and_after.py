@@ -190,7 +190,7 @@ def _metrics(rows: pd.DataFrame, sign: str = "") -> None:
             st.metric(
                 components.plain(label),
                 f"{sign}{100 * after:.1f} %",
-                **_delta(after - before, "normal"),
+                **_delta(after - before),
                 border=True,
             )
         if len(own) > 1:
@@ -199,7 +199,7 @@ def _metrics(rows: pd.DataFrame, sign: str = "") -> None:
             st.metric(
                 components.plain(f"Gap, {best} to {worst}"),
                 f"{sign}{100 * gaps[1]:.1f} points".replace("-", "−"),
-                **_delta(gaps[1] - gaps[0], "inverse"),
+                **_delta(gaps[1] - gaps[0], up_is_good=False),
                 border=True,
             )
 
@@ -223,20 +223,20 @@ def _on_all(view: RemovalView, models: dict[str, Measurement]) -> None:
     )
 
 
-def _delta(difference: float, color: str) -> dict[str, Any]:
+def _delta(difference: float, up_is_good: bool = True) -> dict[str, Any]:
     """The difference below a figure; one that is printed as zero is neither good nor bad."""
     # Half of the last digit that is printed.
     zero = abs(100 * difference) < 0.05
     return {
         "delta": _points(difference),
-        "delta_color": "off" if zero else color,
-        "delta_arrow": "off" if zero else "auto",
+        "delta_color": "off" if zero else "green" if (difference > 0) == up_is_good else "red",
+        "delta_arrow": "off" if zero else "up" if difference > 0 else "down",
     }
 
 
 def _points(difference: float) -> str:
-    # An ASCII minus: st.metric reads from it which way the arrow points.
-    return f"{100 * difference:+.1f} points".replace("+0.0", "0.0").replace("-0.0", "0.0")
+    text = f"{100 * difference:+.1f} points"
+    return text.replace("+0.0", "0.0").replace("-0.0", "0.0").replace("-", "−")
 
 
 # ---------------------------------------------------------------------------------- side by side

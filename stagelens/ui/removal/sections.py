@@ -175,8 +175,7 @@ def _preset(view: RemovalView) -> None:
                 key="remove-worst",
                 on_click=remove_worst,
                 type="primary",
-                help="Takes out the stage without which the group's accuracy on the validation "
-                "part would be highest, by this estimator.",
+                help="The one without which the group would be answered best.",
             )
         st.button("Reset", icon=":material/restart_alt:", on_click=set_all, args=(None,))
     chosen = view.workspace.bar.group is not None

@@ -31,7 +31,7 @@ from stagelens.ui.reading import loaders
 from stagelens.ui.reading.found_features import found_features
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
-from stagelens.wording.numbers import count_text, number, phrase, signed_text
+from stagelens.wording.numbers import count_text, is_share, number, phrase, signed_text
 from stagelens.wording.trust_words import percent, signs_known, trust_word
 
 KINDS = {
@@ -164,7 +164,8 @@ def _cards(workspace: Workspace, found: Features, rows: pd.DataFrame, trust: Sta
             with st.container(border=True, height="stretch", gap="small"):
                 _card(workspace, found, row, trust)
     if len(rows) > _CARDS:
-        components.text_block(f"{_CARDS} of {len(rows)} features that pass.", muted=True)
+        said = f"The {_CARDS} with the strongest evidence, of {len(rows):,} features found."
+        components.text_block(said, muted=True)
 
 
 def _card(workspace: Workspace, found: Features, row: dict[str, Any], trust: StageTrust) -> None:
@@ -177,10 +178,12 @@ def _card(workspace: Workspace, found: Features, row: dict[str, Any], trust: Sta
     )
     about += f", the opposite among {row['opposite']}" if row["opposite"] else ""
     patch = row["kind"] == "patch"
+    # Points are printed behind the numbers.
+    unit = f" ({behaviour.unit})" if behaviour.unit and not is_share(behaviour) else ""
     pairs = [
-        ("when taken out, the effect loses" if patch else "mean effect with it",
+        (f"part of the effect{unit}" if patch else f"mean effect with it{unit}",
          signed_text(row["mean_with"], behaviour), f"{row['support']:,} {workspace.noun}s"),
-        ("where nothing is there" if patch else "without it",
+        ("the same where nothing is there" if patch else "without it",
          signed_text(row["mean_without"], behaviour), f"{row['without']:,} {workspace.noun}s"),
         ("difference", signed_text(row["difference"], behaviour),
          f"{signed_text(row['low'], behaviour)} to {signed_text(row['high'], behaviour)}"),
@@ -314,8 +317,9 @@ def _how(found: Features, stage: str, trust: StageTrust) -> None:
     )
     sources = f", with errors clustered by {found.facts.sources}" if found.facts.sources else ""
     components.text_block(
-        f"{counts.passed:,} of {count_text(counts.tested, 'test')} pass. Each compares examples of "
-        f"one label with and without a feature, at least {SUPPORT} of either: rank-sum test"
+        f"{counts.passed:,} of {count_text(counts.tested, 'test')} pass, over all kinds of "
+        "features; a feature has one test for each label. Each compares examples of one label with "
+        f"and without a feature, at least {SUPPORT} of either: rank-sum test"
         f"{sources}, false discovery rate at most {percent(LEVEL)} over all tests of the stage "
         f"(Benjamini and Hochberg), a difference of at least {SMALLEST:g} standard deviations of "
         f"the effect within its label, {noise}. Where a feature passes in several labels and does "
