@@ -127,6 +127,14 @@ def test_the_trust_page_shows_every_kind_of_draw_with_its_spread(open_page, draw
     assert "5 redraws of this recipe: batches drawn with replacement" in said
     assert "3 redraws given the earlier stages as recorded: batches in other orders" in said
     assert "the weights that the first stage began from are those recorded" in said
+    assert "In its place stand the intervals over 5 redraws of this recipe" in said
+    assert "Mean effects on the margin beyond the noise: pretrain, " in said
+    assert "Noise not known" not in said and "within training noise" not in said
+    # Nothing that is shown rests on the estimate, whose verdicts are grey.
+    assert "coarse-replay 1/4 is not in use: the other pages show effects by replay." in said
+    badges = [one.value for one in app.markdown if "-badge[" in one.value]
+    assert badges and all(one.startswith(":gray-badge[") for one in badges)
+    assert "under a second" in said and " 0 ms" not in said
     tables = [one.value for one in app.dataframe if "mean over draws" in one.value.columns]
     assert len(tables) == 2
     for one in tables:

@@ -18,6 +18,7 @@ from stagelens.analyses.shares.sentences import (
     QUESTIONS,
     SPLITTING,
     TITLES,
+    WHICH,
     cautions,
     example_sentence,
     pair_rule,
@@ -82,14 +83,15 @@ def test_what_single_effects_leave_unsaid_is_told() -> None:
 
 def test_an_effect_and_a_share_of_opposite_sign_are_told_to_hold_both() -> None:
     found = two(0, 5, 3, 4, spread=0)
-    (said,) = bridges(found)
+    said, which = bridges(found)
+    assert str(which) == WHICH and list(map(str, bridges(found, only="shortcut"))) == [str(said)]
     assert str(said) == (
         "shortcut gets numbers of opposite sign, and both hold: taken out of the final model, "
         "where all other stages happened, its effect is −1.00; its share, which averages over "
         "every set of stages that it could have joined, is +1.00, because it worked the other way "
         "where others were missing: alone it gives +3.00."
     )
-    assert list(map(str, bridges(found, example=7))) == [str(said)]
+    assert list(map(str, bridges(found, example=7))) == [str(said), WHICH]
     assert bridges(found, only="pretrain") == []
     assert bridges(two(0, 5, 1, 6)) == []
     assert bridges(two(0, 5, 3, 4, spread=60.0)) == []  # neither is clear

@@ -11,7 +11,7 @@ from stagelens.wording.sentences import Part, Sentence
 from stagelens.wording.trust_words import may_be_finding
 
 from .means import Mean
-from .sentences import number_text
+from .sentences import WHICH, number_text
 from .share_table import ALONE, SHARE, WITHOUT, Shares
 
 MOST = 3
@@ -27,6 +27,8 @@ def bridges(
     """One sentence per stage whose effect and share have different signs; of many, the starkest.
 
     Both numbers are right then, and whoever reads only one takes the other for a contradiction.
+    The last sentence says which of the two answers which question; it is left out where one stage
+    alone is asked about, because others are then told of beside it.
 
     Args:
         found: From ``share_table.shares_of``.
@@ -44,7 +46,8 @@ def bridges(
         if only in (None, each[0].name) and _differ(each[0], each[1], found.behaviour)
     ]
     kept = strongest((effect.mean - share.mean for effect, share, _ in told), MOST)
-    return [_sentence(*told[at], found.behaviour) for at in kept]
+    said = [_sentence(*told[at], found.behaviour) for at in kept]
+    return [*said, Sentence((Part(WHICH),))] if said and only is None else said
 
 
 def _differ(one: Mean, other: Mean, behaviour: Behaviour) -> bool:

@@ -38,6 +38,11 @@ QUESTIONS = {
 }
 """Reading to what it answers."""
 
+WHICH = (
+    "Which to report: for what removing a stage would change, its effect when it is left out; for "
+    "how much of the total it is answerable for, its share."
+)
+
 SPLITTING = (
     "Cutting a stage in two changes shares, and a party that cuts its data in two can gain: take "
     "as one what belongs to one party, before looking."

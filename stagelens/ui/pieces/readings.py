@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from stagelens.analyses.shares.sentences import QUESTIONS, TITLES
+from stagelens.analyses.shares.sentences import QUESTIONS, TITLES, WHICH
 from stagelens.analyses.shares.share_table import WITHOUT
 
 from . import components, state
@@ -34,7 +34,8 @@ def choose(told: bool = True) -> str:
         on_change=state.take,
         args=(KEY,),
         required=True,
-        help=" ".join(f"**{title}**: {QUESTIONS[reading]}" for title, reading in readings.items()),
+        help=" ".join(f"**{title}**: {QUESTIONS[reading]}" for title, reading in readings.items())
+        + f" {WHICH}",
     )
     state.write()  # the page may be a fragment's, which does not begin anew
     reading = readings[picked or TITLES[WITHOUT]]

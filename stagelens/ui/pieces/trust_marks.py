@@ -38,7 +38,9 @@ _SHORT = 24
 """Characters of what is known that fit into any line."""
 
 
-def trust_badge(trust: StageTrust, behaviour: str | None, name: str | None = None) -> None:
+def trust_badge(
+    trust: StageTrust, behaviour: str | None, name: str | None = None, quiet: bool = False
+) -> None:
     """Shape, colour and words for what is known of a stage's effects.
 
     Args:
@@ -46,9 +48,11 @@ def trust_badge(trust: StageTrust, behaviour: str | None, name: str | None = Non
         behaviour: Of the effects on which behaviour; None for all of them.
         name: Whose trust it is, printed before it; the figures follow. Without a name, the word
             alone is printed, for places where the figures are nearby.
+        quiet: In grey, because nothing that is shown rests on it.
     """
     word = trust_word(trust, behaviour)
     icon, color = _BADGES[word]
+    color = "gray" if quiet else color
     st.badge(
         plain(f"{name}: {trust_label(trust, behaviour)}" if name else word),
         icon=icon,

@@ -45,7 +45,8 @@ def every_estimate(workspace: Workspace, view: TrustView) -> None:
     st.header("What each estimate costs", anchor=False)
     components.text_block(
         "Time that the estimates took on this run for the stages before the last, whose effect "
-        "comes free, and the time predicted for this machine, as busy as it is now. Errors are "
+        "comes free, and the time predicted for this machine, as busy as it is now. Cost in "
+        "replays counts the gradients that are computed, whatever else takes time. Errors are "
         f"relative errors on the {view.behaviour.name}.",
         muted=True,
     )
@@ -104,7 +105,9 @@ def _predicted(workspace: Workspace, estimator: str, settings: dict[str, float])
     seconds = registry.estimate_seconds(known.stages, estimator, settings)
     if seconds is None:
         return "not known"
-    return numbers.measured_time(known.at_present(seconds, jobs.running()))
+    seconds = known.at_present(seconds, jobs.running())
+    # A prediction is not good to the millisecond.
+    return "under a second" if seconds < 1 else numbers.measured_time(seconds)
 
 
 def _brief(trust: StageTrust | None, behaviour: str) -> str:

@@ -23,9 +23,13 @@ from stagelens.ui.pieces import components
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import drawn
 from stagelens.ui.reading.loaders import Source
+from stagelens.wording.folding import listed
 from stagelens.wording.numbers import axis_unit, is_share
 
 from .sections import TrustView
+
+_CLEAR, _HOLDS_ZERO = "yes", "interval holds zero"
+"""Whether a mean effect is a finding, in the table."""
 
 
 def draws(workspace: Workspace, view: TrustView) -> None:
@@ -44,15 +48,47 @@ def draws(workspace: Workspace, view: TrustView) -> None:
         _kind(workspace, view, facts, one)
 
 
+def in_place_of_orders(workspace: Workspace, view: TrustView) -> str:
+    """What draws say of the training noise where no other order was replayed; empty without any.
+
+    Every draw trains on batches in another order, among other things that it draws anew.
+    """
+    for facts, found in drawn.every(workspace.at, workspace.examples.name):
+        # So few give no interval; recorded runs may have had their batches in one order.
+        if found.count < FEWEST or found.kind == "runs":
+            continue
+        rows = _of_kind(workspace, view, facts, found)
+        if rows.empty:
+            continue
+        names = {
+            known: rows.loc[rows["finding"] == known, "stage"].tolist()
+            for known in (_CLEAR, _HOLDS_ZERO)
+        }
+        said = [
+            f"{told}: {listed(names[known])}"
+            for told, known in (
+                ("beyond the noise", _CLEAR),
+                ("within it, so not a finding", _HOLDS_ZERO),
+            )
+            if names[known]
+        ]
+        return (
+            "No other order of the recorded batches has been replayed. In its place stand the "
+            f"intervals over {found.words} {NAMES[found.kind]}, below, each of which trained on "
+            f"batches in another order too. Mean effects on the {view.behaviour.name} "
+            f"{'; '.join(said) or 'that are known: none'}. How much the effect on one example "
+            "varies is there as well."
+        )
+    return ""
+
+
 def _kind(workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnEffects) -> None:
     said = sentence(facts, found)
     few = found.count < FEWEST
     components.text_block(
         f"{said[:1].upper()}{said[1:]}" + (f" Fewer than {FEWEST} give no interval." if few else "")
     )
-    only = None if view.only is None else view.only.name
-    parts = (workspace.at, workspace.examples.name, facts.kind, view.behaviour.name, only)
-    rows = _rows(*parts, workspace, view, found)
+    rows = _of_kind(workspace, view, facts, found)
     share = is_share(view.behaviour)
     unit = "percent points" if share else axis_unit(view.behaviour) or "its unit"
     number = st.column_config.NumberColumn
@@ -76,6 +112,14 @@ def _kind(workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnE
             for name, words in helps.items()
         },
     )
+
+
+def _of_kind(
+    workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnEffects
+) -> pd.DataFrame:
+    only = None if view.only is None else view.only.name
+    parts = (workspace.at, workspace.examples.name, facts.kind, view.behaviour.name, only)
+    return _rows(*parts, workspace, view, found)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
@@ -120,4 +164,4 @@ def _rows(
 def _finding(mean: DrawInterval) -> str:
     if not np.isfinite(mean.low):
         return "the same in each draw" if mean.sd == 0 else "not known"
-    return "yes" if mean.is_clear else "interval holds zero"
+    return _CLEAR if mean.is_clear else _HOLDS_ZERO

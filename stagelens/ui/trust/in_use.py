@@ -12,13 +12,19 @@ from stagelens.wording.numbers import phrase
 from stagelens.wording.trust_words import MARKS, trust_explanation, trust_label, trust_word
 
 
+def estimate_in_use(workspace: Workspace) -> str | None:
+    """The estimate whose effects the other pages show; None without any."""
+    stored = loaders.available(workspace.at, workspace.examples.name)
+    asked = state.chosen("estimator")
+    return asked if asked in stored else stored[0] if stored else None
+
+
 def numbers_in_use(workspace: Workspace) -> None:
     """The trust of every stage's effects, as Overview, Examples and the report show them."""
-    at, name = workspace.at, workspace.examples.name
-    stored, asked = loaders.available(at, name), state.chosen("estimator")
-    if not stored:
+    name, estimate = workspace.examples.name, estimate_in_use(workspace)
+    if estimate is None:
         return
-    effects = loaders.effects(at, name, asked if asked in stored else stored[0])
+    effects = loaders.effects(workspace.at, name, estimate)
     if effects is None:
         return
     behaviour = workspace.bar.behaviour.name

@@ -31,6 +31,8 @@ from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text, number, signed_text
 from stagelens.wording.trust_words import MARKS, decimal, percent, promised_word, trust_explanation
 
+from .draws import in_place_of_orders
+from .in_use import estimate_in_use
 from .sections import TrustView
 
 FIGURES = {
@@ -59,8 +61,14 @@ def each_stage(workspace: Workspace, view: TrustView) -> None:
     elif view.truth.trust and any(t.trust != "exact" for t in view.truth.trust.values()):
         reasons = dict.fromkeys(t.reason for t in view.truth.trust.values() if t.trust != "exact")
         st.caption(components.plain(" ".join(reasons)))
+    used = estimate_in_use(workspace)
+    if used != view.estimate:
+        components.text_block(
+            f"{view.estimate} is not in use: the other pages show effects by {used}. What is said "
+            f"here of {view.estimate} says nothing against those."
+        )
     if view.truth is not None:
-        _legend()
+        _legend(any(_of(view.truth, s)["within_noise"].eq(True).any() for s in workspace.stages))
     if view.only is not None:
         count = len(view.only.example_ids)
         few = f" Fewer than {FEWEST} examples prove nothing." if count < FEWEST else ""
@@ -78,7 +86,7 @@ def each_stage(workspace: Workspace, view: TrustView) -> None:
     with st.grid(3, min_column_width=255, gap="small"):
         for stage in shown:
             with st.container(border=True, height="stretch", gap="small"):
-                _stage(workspace, view, stage)
+                _stage(workspace, view, stage, used != view.estimate)
     exact: dict[str, list[str]] = {}
     for stage in workspace.stages:
         if stage not in open_stages:
@@ -88,12 +96,13 @@ def each_stage(workspace: Workspace, view: TrustView) -> None:
     trust_legend()
 
 
-def _legend() -> None:
+def _legend(noisy: bool) -> None:
+    noise_mark = f"<span><b style='color:{MUTED}'>+</b> within training noise</span>"
     st.html(
         "<div style='display:flex;flex-wrap:wrap;gap:.2em 1.3em;font-size:.875rem'>"
         f"<span><b style='color:{charts.CREDIT}'>▲</b> credit</span>"
         f"<span><b style='color:{charts.BLAME}'>▼</b> blame, by replay</span>"
-        f"<span><b style='color:{MUTED}'>+</b> within training noise</span>"
+        f"{noise_mark if noisy else ''}"
         "<span>— estimate equals replay</span>"
         "<span><b>- -</b> slope through the origin</span>"
         "<span style='opacity:.75'>Figures with 95 % intervals over examples.</span></div>"
@@ -112,7 +121,7 @@ def _trust(view: TrustView, stage: str) -> StageTrust:
     return StageTrust(stage=stage, estimator=view.estimate, trust="refused", reason=reason)
 
 
-def _stage(workspace: Workspace, view: TrustView, stage: str) -> None:
+def _stage(workspace: Workspace, view: TrustView, stage: str, quiet: bool) -> None:
     trust = _trust(view, stage)
     row = view.rows.get(stage)
     color = charts.stage_color(workspace.stages.index(stage))
@@ -122,7 +131,7 @@ def _stage(workspace: Workspace, view: TrustView, stage: str) -> None:
         "<h2 style='margin:0;padding:0;font-size:1.1rem;overflow-wrap:anywhere'>"
         f"{html.escape(stage)}</h2></div>",
     )
-    trust_badge(trust, view.behaviour.name)
+    trust_badge(trust, view.behaviour.name, quiet=quiet)
     said = html.escape(trust_explanation(trust, view.behaviour.name)).replace(" %", "&nbsp;%")
     room = "6em" if row is not None and trust.trust != "refused" else "0"  # so that charts line up
     st.html(
@@ -264,7 +273,8 @@ def noise(workspace: Workspace, view: TrustView) -> None:
     orders = loaders.orders(workspace.at, workspace.examples.name)
     if orders is None:
         components.text_block(
-            "Noise not known: no other order of the recorded batches has been replayed. Verify "
+            in_place_of_orders(workspace, view)
+            or "Noise not known: no other order of the recorded batches has been replayed. Verify "
             "with at least one other order to learn which effects are no more than chance."
         )
         return
