@@ -38,7 +38,8 @@ def test_rows_of_shares_add_up_and_have_their_trust(whole: Report) -> None:
     assert own["stage"].tolist() == ["pretrain", "shortcut", "mislabelled", "adapt"]
     assert set(own["trust_of_row"]) == {"exact"}
     assert set(own["estimator"]) == {"shares by replay"}
-    read = table[table["title"] == "Four readings of each stage, for the margin"]
+    read = table[table["title"] == "Four readings of each stage, for the margin, in nats"]
+    assert len(read) == 4
     sums = read[["share", "seen after"]].astype(float).sum()
     assert sums["share"] == pytest.approx(sums["seen after"], abs=1e-6)
     title = "Four readings of each stage, for the accuracy, in points"
