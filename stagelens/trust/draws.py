@@ -195,19 +195,23 @@ def sentence(facts: DrawFacts, drawn: DrawnEffects) -> str:
     left_out = f" {drawn.left_out}" if drawn.left_out else ""
     if drawn.kind == "runs":
         return f"{drawn.words} of one recipe: {', '.join(facts.runs)}.{facts.told}{left_out}"
-    varied = ["batches in other orders"]
+    varied, alone = "batches in other orders", ""
     if drawn.kind == "recipe":
-        varied = ["batches drawn with replacement, as other data of the same kind would be"]
+        varied = "batches drawn with replacement, as other data of the same kind would be"
         if tells_chance(drawn.count):
-            varied.append("the same ones in some draws, which shows what is chance alone")
-    varied.append("new random numbers for initial values and dropout, if training used any")
-    kept = f" As recorded: {'; '.join(facts.kept)}." if facts.kept else ""
+            alone = " Some draws share their batches, which shows what is chance alone."
+    # What is kept, below, may be initial values.
+    others = "dropout" if facts.kept else "initial values and dropout"
+    kept = f"{alone} Not drawn anew: {'; '.join(facts.kept)}." if facts.kept else alone
     if drawn.kind == "recipe" and drawn.count >= FEWEST and not tells_chance(drawn.count):
         kept += (
             " Intervals are conservative: so few draws do not show what is chance alone, so they "
             "are too wide where initial values, orders or dropout matter."
         )
-    return f"{drawn.words} {NAMES[drawn.kind]}: {', '.join(varied)}.{kept}{left_out}"
+    return (
+        f"{drawn.words} {NAMES[drawn.kind]}: {varied}; new random numbers for {others}, if "
+        f"training used any.{kept}{left_out}"
+    )
 
 
 def predicted_cost(

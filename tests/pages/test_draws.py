@@ -128,7 +128,7 @@ def test_the_trust_page_shows_every_kind_of_draw_with_its_spread(open_page, draw
     assert "3 redraws given the earlier stages as recorded: batches in other orders" in said
     assert "the weights that the first stage began from are those recorded" in said
     assert "In its place stand the intervals over 5 redraws of this recipe" in said
-    assert "Mean effects on the margin beyond the noise: pretrain, " in said
+    assert "Mean effects on the accuracy beyond the noise: pretrain, " in said
     assert "Noise not known" not in said and "within training noise" not in said
     # Nothing that is shown rests on the estimate, whose verdicts are grey.
     assert "coarse-replay 1/4 is not in use: the other pages show effects by replay." in said

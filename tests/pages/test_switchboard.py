@@ -64,7 +64,7 @@ def test_the_group_of_the_strongest_headline_is_shown_and_all_are_one_click_away
 ) -> None:
     app = open_page(demo.parent, "run=digits")
     shown = board(app)
-    assert "stamped images, which the strongest headline is about" in shown["title"]
+    assert "stamped images, which the first headline is about" in shown["title"]
     assert "60 of 447 images" in shown["sampled"]
     assert [(way["text"], way["chosen"]) for way in shown["ways"]] == [
         ("stamped images", True),

@@ -70,7 +70,7 @@ _HELP = {
     BY: "Examples that share a value of this column form a group. A saved slice divides the set in "
     "two: its examples, and the others.",
     GROUP: "Look only at the examples of one group or one saved slice; without a choice, at all of "
-    "them, or on the Overview at the group that the strongest headline is about.",
+    "them, or on the Overview at the group that the first headline is about.",
     STAGE: "The stage that is looked at; without a choice, all of them, or the one with the "
     "strongest effects.",
     ESTIMATOR: "An estimator is a way to obtain a counterfactual: the model as it would be had a "

@@ -136,7 +136,7 @@ def _examples(workspace: Workspace, by: str | None, group: str | None) -> str:
 
 def _title(focus: Focus, about: str) -> str:
     if focus.chosen:
-        said = f"Switch a stage off. Shown: {about}, which the strongest headline is about."
+        said = f"Switch a stage off. Shown: {about}, which the first headline is about."
     else:
         said = "Switch a stage off: what would the model do had it not happened?"
     # Effects of the recipe stand below it, and no model that answers here is of another draw.

@@ -53,6 +53,12 @@ _OF_RECIPE = {
 }
 
 
+_ORDER = (
+    " What can be relied on comes first; within that the strongest blame, because people act on "
+    "it, and then the rest by size."
+)
+
+
 def headlines(
     workspace: Workspace,
     effects: Effects,
@@ -87,7 +93,8 @@ def headlines(
         components.text_block(
             f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
             "beyond chance over them (95 %), beyond the error of the estimate where that is known"
-            f"{recipe.rule(workspace, effects)}{brackets if bracketed else ''}",
+            f"{recipe.rule(workspace, effects)}{brackets if bracketed else ''}"
+            f"{_ORDER if len(found) > 1 else ''}",
             muted=True,
         )
 

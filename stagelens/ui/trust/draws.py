@@ -57,6 +57,7 @@ def in_place_of_orders(workspace: Workspace, view: TrustView) -> str:
         # So few give no interval; recorded runs may have had their batches in one order.
         if found.count < FEWEST or found.kind == "runs":
             continue
+        view = _as_asked(workspace, view, found)
         rows = _of_kind(workspace, view, facts, found)
         if rows.empty:
             continue
@@ -88,6 +89,7 @@ def _kind(workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnE
     components.text_block(
         f"{said[:1].upper()}{said[1:]}" + (f" Fewer than {FEWEST} give no interval." if few else "")
     )
+    view = _as_asked(workspace, view, found)
     rows = _of_kind(workspace, view, facts, found)
     share = is_share(view.behaviour)
     unit = "percent points" if share else axis_unit(view.behaviour) or "its unit"
@@ -112,6 +114,13 @@ def _kind(workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnE
             for name, words in helps.items()
         },
     )
+
+
+def _as_asked(workspace: Workspace, view: TrustView, found: DrawnEffects) -> TrustView:
+    """The behaviour that all pages show, where draws have it: they need no estimate that does."""
+    asked = workspace.bar.behaviour
+    known = asked.name in set(found.table["behaviour"])
+    return replace(view, behaviour=asked) if known else view
 
 
 def _of_kind(
