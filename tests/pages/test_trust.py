@@ -100,8 +100,10 @@ def test_every_stored_estimate_has_its_time_and_cost(open_page, verified: Path) 
     costs = said[said.index("cost in replays") :]
     for name in ("replay", "coarse-replay 1/2", "coarse-replay 1/4", "task-vector"):
         assert name in costs
-    assert re.search(r"replay\s+[\d.]+ (ms|s)\s+[\d.]+ (ms|s)\s+1\.00", costs)
-    assert re.search(r"unrolled-jump\s+not computed\s+[\d.]+ (ms|s)", costs)
+    # How long a prediction is depends on how busy the machine is.
+    predicted = r"([\d.]+ (s|min)|under a second)"
+    assert re.search(rf"replay\s+[\d.]+ (ms|s)\s+{predicted}\s+1\.00", costs)
+    assert re.search(rf"unrolled-jump\s+not computed\s+{predicted}", costs)
 
 
 def test_the_link_chooses_estimate_behaviour_and_options(open_page, verified: Path) -> None:
