@@ -213,7 +213,7 @@ def test_a_run_whose_batches_were_not_kept_cannot_be_verified(
 ) -> None:
     from stagelens.runs.run import Stage
 
-    monkeypatch.setattr(Stage, "replayable", property(lambda self: self.index != 2))
+    monkeypatch.setattr(Stage, "_kept_all", property(lambda self: self.index != 2))
     app = check(open_page(demo_copy.parent, "run=digits", PAGE))
     assert "stage 'mislabelled' cannot be replayed, because its batches" in words(app)
     assert "Verify by replay" not in labels(app)
