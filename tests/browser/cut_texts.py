@@ -47,5 +47,13 @@ _FIND = """() => {
 
 
 def cut_texts(page: Page) -> list[str]:
-    """Each of these words, with what is wrong with them. Tables, which scroll, are left out."""
-    return page.evaluate(_FIND)
+    """Each of these words, with what is wrong with them. Tables, which scroll, are left out.
+
+    Figures draw themselves anew a moment after a window has changed: what is cut then is looked at
+    again, and counts if it stays so.
+    """
+    for _ in range(20):
+        if not (found := page.evaluate(_FIND)):
+            break
+        page.wait_for_timeout(250)
+    return list(found)

@@ -290,10 +290,10 @@ def count_and_export(workspace: Workspace, effects: Effects, chosen: Chosen) -> 
         horizontal=True, vertical_alignment="center", gap="xsmall", key="table-count"
     ):
         of = "" if count == total else f"{count:,} of "
-        said = components.text_html(of + count_text(total, workspace.noun))
-        if asked := Slice.words_of(chosen.filters.asked()):
-            said += f"<small>{components.text_html(asked, muted=True)}</small>"
-        st.html(said)
+        with st.container(gap=None):
+            st.html(components.text_html(of + count_text(total, workspace.noun)))
+            if asked := Slice.words_of(chosen.filters.asked()):
+                st.html(f"<small>{components.text_html(asked, muted=True)}</small>")
         slices.save(workspace, effects.estimator, chosen)
         st.download_button(
             "Export CSV",

@@ -53,10 +53,7 @@ _OF_RECIPE = {
 }
 
 
-_ORDER = (
-    " What can be relied on comes first; within that the strongest blame, because people act on "
-    "it, and then the rest by size."
-)
+_ORDER = " Reliable blame comes first."
 
 
 def headlines(
