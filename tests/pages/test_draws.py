@@ -49,7 +49,7 @@ def test_a_headline_has_its_interval_at_once(open_page, drawn: Path) -> None:
     made = interval_over_draws([effect * each for each in (1.6, 1.8, 2.0, 2.2, 2.4)])
     assert (low, high) == (pytest.approx(made.low, abs=2), pytest.approx(made.high, abs=2))
     assert "with an interval over 5 redraws of the recipe that leaves out zero" in said
-    assert "In brackets is the interval" not in said  # brackets hold the count alone
+    assert "In brackets: the interval" not in said  # brackets hold the count alone
 
 
 def test_of_the_recipe_bars_and_sentences_are_means_over_draws(open_page, drawn: Path) -> None:

@@ -180,6 +180,7 @@ def test_numbers_chosen_on_purpose_stay_and_the_better_ones_are_offered(
     assert "● exact" in figures(app)[0]["layout"]["yaxis"]["ticktext"][0]
 
 
+@pytest.mark.slow
 def test_what_was_cancelled_does_not_start_again(open_page, previewed: Run) -> None:
     app = check(open_page(previewed.path.parent, "run=digits"))
     job = jobs.find(within(previewed))

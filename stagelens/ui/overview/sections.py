@@ -84,12 +84,12 @@ def headlines(
         # Over draws of the recipe, intervals stand in the sentences themselves.
         bracketed = any("(95 %" in str(each) or "(interval" in str(each) for each in found)
         brackets = (
-            f" In brackets is the interval over the choice of {workspace.noun}s, with the error of "
-            "an estimate."
+            f" In brackets: the interval over the choice of {workspace.noun}s, with an estimate's "
+            "error."
         )
         components.text_block(
             f"Headlines are mean effects over at least {count_text(FEWEST, workspace.noun)}, "
-            "beyond chance over them (95 %), beyond the error of the estimate where that is known"
+            "beyond chance over them (95 %) and, where known, the error of the estimate"
             f"{recipe.rule(workspace, effects)}{brackets if bracketed else ''}"
             f"{_ORDER if len(found) > 1 else ''}",
             muted=True,
