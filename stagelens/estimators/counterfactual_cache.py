@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,7 +56,10 @@ def note_use(run: Run, name: str) -> None:
     """Say that an entry was read just now, so that others go first."""
     if limit() is not None:
         with contextlib.suppress(OSError):  # a run that cannot be changed is not thinned either
-            os.utime(run.path / f"{name}.json")
+            # To the nanosecond: what the system itself notes moves on every few milliseconds only,
+            # in which several small models are read.
+            now = time.time_ns()
+            os.utime(run.path / f"{name}.json", ns=(now, now))
 
 
 def make_room(run: Run, keep: str) -> list[str]:
@@ -74,6 +78,7 @@ def make_room(run: Run, keep: str) -> list[str]:
     most = limit()
     if most is None:
         return []
+    note_use(run, keep)
     folder = run.files.inside("results/counterfactuals")
     entries: dict[str, list[Path]] = {}
     for file in Path(folder).iterdir():
@@ -82,7 +87,7 @@ def make_room(run: Run, keep: str) -> list[str]:
     # What several entries share goes with the last of them.
     sizes = {key: {stat.st_ino: stat.st_size for stat in own} for key, own in stats.items()}
     used = {
-        key: max(s.st_mtime for f, s in zip(files, stats[key], strict=True) if _says(f, files))
+        key: max(s.st_mtime_ns for f, s in zip(files, stats[key], strict=True) if _says(f, files))
         for key, files in entries.items()
     }
     gone = []
