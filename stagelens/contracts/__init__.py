@@ -36,7 +36,7 @@ from .optimizer_registry import (
 )
 from .optimizers import SUPPORTED_OPTIMIZERS, OptimizerRule
 from .progress import Progress, ProgressCallback, no_progress
-from .scorer import SCORE, Answered, Scorer
+from .scorer import REFERENCE_COLUMN, SCORE, Answered, Scorer
 from .task import Task, TaskTraits
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "MICRO_BATCHES",
     "OTHER_EXAMPLES",
     "REFERENCE",
+    "REFERENCE_COLUMN",
     "SCORE",
     "SLICE_COLUMN",
     "SUPPORTED_OPTIMIZERS",

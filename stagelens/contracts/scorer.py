@@ -12,6 +12,8 @@ from .errors import TaskError
 
 SCORE = "score:"
 """Prefix of the behaviours that are scores."""
+REFERENCE_COLUMN = "reference"
+"""Column of an evaluation set with what should be answered; a completion says so too."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Scorer:
         description: One sentence for help texts.
         settings: Plain JSON that the numbers depend on.
         score_many: For rules that are quicker at many answers at once, in place of ``score``.
+        label: In place of the name in tables, where a rule scores more than one thing.
+        reference: Column of the evaluation set that the reference is taken from.
 
     Example:
         >>> polite = Scorer("polite", lambda prompt, answer, reference: "please" in answer)
@@ -66,19 +70,31 @@ class Scorer:
     description: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     score_many: Callable[[Sequence[Answered]], Sequence[float | None]] | None = None
+    label: str = ""
+    reference: str = REFERENCE_COLUMN
 
     @property
     def behaviour(self) -> Behaviour:
         """What tables call its numbers."""
         return Behaviour(
-            SCORE + self.name, self.better, self.unit, self.description, self.lowest, self.highest
+            SCORE + (self.label or self.name),
+            self.better,
+            self.unit,
+            self.description,
+            self.lowest,
+            self.highest,
         )
 
     @property
     def facts(self) -> dict[str, Any]:
         """What identifies it, for digests."""
         names = ("name", "better", "lowest", "highest", "unit", "version")
-        return {name: getattr(self, name) for name in names} | {"settings": dict(self.settings)}
+        own = {name: getattr(self, name) for name in names} | {"settings": dict(self.settings)}
+        if self.label:
+            own["label"] = self.label
+        if self.reference != REFERENCE_COLUMN:
+            own["reference"] = self.reference
+        return own
 
     def scores(self, answered: Sequence[Answered]) -> list[float]:
         """One number per answer; NaN where the rule cannot tell.

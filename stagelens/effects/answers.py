@@ -15,6 +15,7 @@ from torch import nn
 
 from stagelens.contracts import (
     BASE,
+    REFERENCE_COLUMN,
     Progress,
     ProgressCallback,
     Refused,
@@ -37,8 +38,6 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.states import Weights
 
 FOLDER = "results/answers"
-REFERENCE = "reference"
-"""Column of an evaluation set with what should be answered; a completion says so too."""
 CHOICES = "choices"
 """Column with a JSON list of answers to choose from."""
 
@@ -132,11 +131,24 @@ def prompts_of(examples: EvaluationSet) -> dict[str, str]:
     }
 
 
-def references_of(examples: EvaluationSet) -> dict[str, str | None]:
-    """Id to what should be answered: the column ``reference``, else the completion, if any."""
+def references_of(examples: EvaluationSet, column: str = REFERENCE_COLUMN) -> dict[str, str | None]:
+    """Id to what an answer is held against.
+
+    Args:
+        examples: The set.
+        column: That says so; of ``reference``, the completion says so too where there is no column.
+
+    Raises:
+        SetError: There is no such column.
+    """
     found = {}
     for each in examples.examples():
-        own = each.columns.get(REFERENCE, each.input.get("completion"))
+        if column != REFERENCE_COLUMN and column not in each.columns:
+            raise SetError(
+                f"set {examples.name!r} has no column {column!r} to hold answers against; it has "
+                f"{', '.join(each.columns) or 'none'}"
+            )
+        own = each.columns.get(column, each.input.get("completion"))
         found[each.example_id] = None if own is None or own != own else str(own)
     return found
 

@@ -32,7 +32,7 @@ def scored(run: Run, set_name: str, answers: Answers, how: How, scorer: Scorer) 
         scorer: Part of the table's key, as are the settings of both.
     """
     examples = run.evaluation_set(set_name)
-    prompts, references = prompts_of(examples), references_of(examples)
+    prompts, references = prompts_of(examples), references_of(examples, scorer.reference)
     values = {
         name: _scores(table, scorer, prompts, references) for name, table in answers.models.items()
     }
@@ -103,7 +103,7 @@ def boundary_scores(
 ) -> dict[str, np.ndarray]:
     """Boundary to the (N,) scores there, in training order; the last is the final model's."""
     examples = run.evaluation_set(set_name)
-    prompts, references = prompts_of(examples), references_of(examples)
+    prompts, references = prompts_of(examples), references_of(examples, scorer.reference)
     names = {name: f"after:{name}" for name in (BASE, *(s.name for s in run.stages[:-1]))}
     names[run.last.name] = "final"
     return {

@@ -36,6 +36,10 @@ def scored(scorer: Scorer, answer: str, reference: str | None = None) -> float:
         ("contains", {}, "It is Four.", "four", 1),
         ("contains", {"ignore_case": False}, "It is Four.", "four", 0),
         ("contains", {}, "anything", " ", NOTHING),
+        ("contains", {}, "It is 17.", "7", 1),
+        ("contains", {"whole_words": True}, "It is 17.", "7", 0),
+        ("contains", {"whole_words": True}, "It is 7.", "7", 1),
+        ("contains", {"whole_words": True}, "Is it C++?", "c++", 1),
         ("regex", {"pattern": r"^A[0-9]$"}, "A7", None, 1),
         ("regex", {"pattern": r"^A[0-9]$"}, "BA7", None, 0),
         ("numeric", {}, "2 + 2 is 4, so it costs $1,234.50.", "#### 1234.5", 1),
@@ -82,6 +86,16 @@ def test_a_scorer_says_what_its_numbers_are() -> None:
     assert scorers.find_scorer("regex", {"pattern": "a"}).facts["settings"] == {"pattern": "a"}
 
 
+def test_one_rule_can_score_several_things() -> None:
+    given = {"as": "agreement", "reference": "claim", "better": "lower"}
+    found = scorers.find_scorer("contains", given)
+    assert (found.behaviour.name, found.behaviour.better) == ("score:agreement", "lower")
+    assert (found.name, found.reference) == ("contains", "claim")
+    plain = scorers.find_scorer("contains", {"better": "lower"}).facts
+    assert found.facts == plain | {"label": "agreement", "reference": "claim"}
+    assert given["as"] == "agreement", "what was given is as it was"
+
+
 def test_bad_scorers_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for scorer, told in (
         (Scorer("own", lambda p, a, r: 2), "gives 2 for example 'a', which is not within"),
@@ -96,6 +110,8 @@ def test_bad_scorers_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> Non
         ("exact", {"case": 1}, "does not take these settings"),
         ("regex", {"pattern": "("}, "no regular expression"),
         ("regex", {}, "does not take these settings"),
+        ("exact", {"as": ""}, "'as' is ''; give a name"),
+        ("exact", {"reference": 3}, "'reference' is 3; give a name"),
         ("classifier", {"model": "nowhere", "label": "x"}, "has no config.json"),
     ):
         with pytest.raises(TaskError, match=told):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -27,6 +28,9 @@ BUILT_IN: Mapping[str, str] = {
 """The scorers that come with StageLens; what scores choices by likelihood is no scorer of answers,
 see :mod:`stagelens.measuring.choices`."""
 
+_FOR_ALL = {"as": "label", "reference": "reference"}
+"""Settings that every scorer takes, to what they set."""
+
 
 def names() -> list[str]:
     """The registered names, the built-in ones first."""
@@ -39,7 +43,9 @@ def find_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:
 
     Args:
         name: As registered; only installed packages can register one.
-        settings: Keyword arguments of the function that makes it; None for its defaults.
+        settings: Keyword arguments of the function that makes it; None for its defaults. Any
+            scorer takes two more: ``as``, what tables call it, and ``reference``, the column of
+            the set that answers are held against.
 
     Raises:
         TaskError: There is none of this name, it does not take the settings, or it is no scorer.
@@ -50,6 +56,11 @@ def find_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:
             f"there is no scorer {name!r}; choose one of {', '.join(names())}, or install the "
             f"package that registers it (entry-point group {GROUP})"
         )
+    settings = dict(settings or {})
+    shown = {field: settings.pop(key) for key, field in _FOR_ALL.items() if key in settings}
+    for key, field in _FOR_ALL.items():
+        if not isinstance(shown.get(field, "-"), str) or not shown.get(field, "-"):
+            raise TaskError(f"scorer {name!r}: {key!r} is {shown[field]!r}; give a name")
     module, _, attribute = known[name].partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -59,7 +70,7 @@ def find_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:
         ) from None
     if not isinstance(found, Scorer) and callable(found):
         try:
-            found = found(**(settings or {}))
+            found = found(**settings)
         except TypeError as error:
             raise TaskError(f"scorer {name!r} does not take these settings ({error})") from None
     elif settings:
@@ -70,4 +81,4 @@ def find_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:
         )
     if found.name != name:
         raise TaskError(f"scorer {name!r} calls itself {found.name!r}; give both the same name")
-    return found
+    return replace(found, **shown) if shown else found

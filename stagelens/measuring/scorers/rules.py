@@ -37,7 +37,10 @@ _BEGINNING = 200
 """Characters of an answer in which a refusal says so; later it may be about anything."""
 
 
-def exact(ignore_case: bool = False) -> Scorer:
+Better = Literal["higher", "lower"]
+
+
+def exact(ignore_case: bool = False, better: Better = "higher") -> Scorer:
     """Whether the answer is the reference, white space around them aside."""
 
     def score(prompt: str, answer: str, reference: str | None) -> bool | None:
@@ -49,30 +52,43 @@ def exact(ignore_case: bool = False) -> Scorer:
     return Scorer(
         "exact",
         score,
+        better,
         description="1 where the answer is the reference, 0 where it is not.",
         settings={"ignore_case": ignore_case},
     )
 
 
-def contains(ignore_case: bool = True) -> Scorer:
-    """Whether the reference stands somewhere in the answer."""
+def contains(
+    ignore_case: bool = True, better: Better = "higher", whole_words: bool = False
+) -> Scorer:
+    """Whether the reference stands somewhere in the answer.
+
+    Args:
+        ignore_case: Whether capitals are as good as small letters.
+        better: ``"lower"`` where the reference is what should not be answered.
+        whole_words: Whether it has to be by itself there: *7* does not stand in *17* then.
+    """
 
     def score(prompt: str, answer: str, reference: str | None) -> bool | None:
         wanted = (reference or "").strip()
         if not wanted:  # which every answer contains
             return None
         pair = (wanted.casefold(), answer.casefold()) if ignore_case else (wanted, answer)
+        if whole_words:
+            return re.search(rf"(?<!\w){re.escape(pair[0])}(?!\w)", pair[1]) is not None
         return pair[0] in pair[1]
 
+    settings = {"ignore_case": ignore_case}
     return Scorer(
         "contains",
         score,
+        better,
         description="1 where the answer contains the reference, 0 where it does not.",
-        settings={"ignore_case": ignore_case},
+        settings=settings | ({"whole_words": True} if whole_words else {}),
     )
 
 
-def regex(pattern: str, better: Literal["higher", "lower"] = "higher") -> Scorer:
+def regex(pattern: str, better: Better = "higher") -> Scorer:
     """Whether a regular expression is found in the answer.
 
     Raises:
@@ -111,9 +127,7 @@ def numeric() -> Scorer:
     )
 
 
-def refusal(
-    better: Literal["higher", "lower"] = "lower", phrases: Sequence[str] = REFUSALS
-) -> Scorer:
+def refusal(better: Better = "lower", phrases: Sequence[str] = REFUSALS) -> Scorer:
     """Whether an answer begins as refusals do.
 
     Args:
