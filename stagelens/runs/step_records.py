@@ -22,12 +22,14 @@ class MicroBatch:
             accumulation.
         process: Which of the stage's processes saw it; 0 is the main one. Buffers that passes move,
             such as BatchNorm's running statistics, are the main one's: passes of others leave them.
+        rows: Their numbers in the stage's data set; None where the batch itself was kept.
     """
 
     batch: Any
     rng: dict[str, Tensor] = field(default_factory=dict)
     divisor: float | None = None
     process: int = 0
+    rows: tuple[int, ...] | None = None
 
 
 @dataclass

@@ -91,13 +91,20 @@ def as_step(
             else:
                 # In memory of its own: torch crashes on a generator state that is not aligned.
                 rng[number][place] = tensor.clone()
+        numbers: dict[int, tuple[int, ...]] = {}
         for number, kept in rng.items():
             if ROWS in kept:
                 made = {place: kept.pop(place) for place in (ROWS, HASH)}
                 rows = rows or StageRows("", None)
                 leaves[number] = rows.tensors(row["step"], number, made)
+                numbers[number] = tuple(made[ROWS].tolist())
         batches = [
-            MicroBatch(unflatten(description, leaves[number]), rng[number], divisors[number])
+            MicroBatch(
+                unflatten(description, leaves[number]),
+                rng[number],
+                divisors[number],
+                rows=numbers.get(number),
+            )
             for number, description in enumerate(_parsed(row["batch"]))
         ]
     return StepRecord(

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from stagelens.contracts import Example, Task
-from stagelens.runs.batches import batch_size, to_device
+from stagelens.runs.batches import to_device
 from stagelens.runs.example_content import content_digest
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.sets.images import display_png
 from stagelens.runs.states import load_into
 from stagelens.runs.step_records import MicroBatch
+from stagelens.runs.training_rows import examples_in
 
 from .contribution_table import SHOWN
 
@@ -108,16 +109,7 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
 
 def _of_step(task: Task, stage: Stage, batches: Sequence[MicroBatch]) -> list[Example | None]:
     """The examples of a step over its micro-batches; None for those that cannot be shown."""
-    found: list[Example | None] = []
-    for micro in batches:
-        shown = stage.objective.examples(task, micro.batch)
-        if shown is None:
-            owners = stage.objective.row_examples(task, micro.batch)
-            count = batch_size(micro.batch) if owners is None else max(owners) + 1
-            found += [None] * count
-        else:
-            found += shown
-    return found
+    return [example for micro in batches for example in examples_in(stage, task, micro.batch)]
 
 
 def shown_content(example: Example) -> bytes:

@@ -1,0 +1,277 @@
+"""The training examples of a stage: what each is called, and at which steps it was seen.
+
+They are read from the recorded batches. An example that several steps used is one row: the same
+input with the same label. Its id is where it was first seen, ``12-7`` for place 7 of step 12, both
+counted from 0, places over the micro-batches of a step. Where the task cannot show its training
+data (see :meth:`Task.examples`), an example is known by its tensors; a text that is padded
+otherwise in another batch is then another one.
+
+Nothing here imports torch when it is loaded: pages read the table that a command has stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from stagelens.contracts import Example, ProgressCallback, RunError, no_progress
+
+from . import fact_tables
+from .example_content import content_digest
+from .run import Run, Stage
+from .schema import digest
+from .step_records import MicroBatch
+
+_METHOD = 1
+"""Part of every key; raised when what is stored changes."""
+
+COLUMNS = ("example_id", "label", "content", "step", "position", "uses", "steps", "positions")
+"""One row per training example, in the order in which they were first seen.
+
+``content`` identifies the input, whatever the label; ``step`` and ``position`` are those of its
+first use; ``steps`` and ``positions`` are lists, one entry per use. The columns of a recorded data
+set follow (see :meth:`DataRows.columns`), those of the row that it was first made of.
+"""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A training example in one step.
+
+    Attributes:
+        step: Number within the stage, from 0.
+        micro: Which micro-batch of the step.
+        place: Which example of the micro-batch.
+        position: The same, counted over the micro-batches of the step.
+        content: Identifies the input: equal for equal inputs.
+        label: As it was trained on; None where the task shows none.
+        example: As the task shows it; None where it cannot.
+        row: Its number in the recorded data set; None without one.
+    """
+
+    step: int
+    micro: int
+    place: int
+    position: int
+    content: str
+    label: str | None
+    example: Example | None
+    row: int | None
+
+    @property
+    def example_id(self) -> str:
+        """What the example is called if this is its first use."""
+        return f"{self.step}-{self.position}"
+
+
+def examples_in(stage: Stage, task: Any, batch: Any) -> list[Example | None]:
+    """The examples of a micro-batch; None for those that the task cannot show."""
+    shown = stage.objective.examples(task, batch)
+    if shown is not None:
+        return list(shown)
+    from .batches import batch_size
+
+    owners = stage.objective.row_examples(task, batch)
+    return [None] * (batch_size(batch) if owners is None else max(owners) + 1)
+
+
+def uses(run: Run, stage: Stage, step: int, batches: Sequence[MicroBatch]) -> list[Use]:
+    """The training examples of one step, in order.
+
+    Args:
+        run: The run.
+        stage: One of its stages.
+        step: Number within the stage.
+        batches: The step's.
+    """
+    found: list[Use] = []
+    for micro, one in enumerate(batches):
+        shown = examples_in(stage, run.task, one.batch)
+        tensors = _by_tensors(stage, run.task, one.batch) if None in shown else []
+        rows = one.rows if one.rows is not None and len(one.rows) == len(shown) else None
+        for place, example in enumerate(shown):
+            found.append(
+                Use(
+                    *(step, micro, place, len(found)),
+                    content=tensors[place] if example is None else content_digest(example),
+                    label=None if example is None else example.label,
+                    example=example,
+                    row=None if rows is None else rows[place],
+                )
+            )
+    return found
+
+
+def _by_tensors(stage: Stage, task: Any, batch: Any) -> list[str]:
+    """Per example a digest of its part of every tensor."""
+    from .batches import batch_size, flatten
+
+    size, owners = batch_size(batch), stage.objective.row_examples(task, batch)
+    owners = range(size) if owners is None else owners
+    hashers = [hashlib.sha256() for _ in range(max(owners) + 1)]
+    _, tensors = flatten(batch)
+    for place, tensor in enumerate(tensors):
+        if not tensor.ndim or tensor.shape[0] not in (size, len(hashers)):
+            continue
+        own = owners if tensor.shape[0] == size else range(len(hashers))
+        for owner, row in zip(own, tensor, strict=True):
+            hashers[owner].update(f"{place} {row.dtype} {tuple(row.shape)}".encode())
+            hashers[owner].update(_bytes(row))
+    return [each.hexdigest() for each in hashers]
+
+
+def _bytes(tensor: Any) -> bytes:
+    import torch
+
+    # As bytes, because numpy has no bfloat16.
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def every_use(
+    run: Run, stage: Stage, progress: ProgressCallback = no_progress
+) -> Iterator[list[Use]]:
+    """The training examples of every step of a stage.
+
+    Raises:
+        RunError: The batches of a step were not kept, or their data set is missing.
+    """
+    if stage.no_data_set:
+        raise RunError(stage.no_data_set)
+    steps = stage.read_steps()
+    for number in range(len(steps)):
+        batches = steps[number].batches
+        if batches is None:
+            raise RunError(
+                f"not all batches of stage {stage.name!r} were kept, so its training examples are "
+                'not known; record it with keep_batches="all"'
+            )
+        yield uses(run, stage, number, batches)
+        progress((number + 1) / len(steps), f"Reading the training examples of {stage.name}")
+
+
+class TrainingRowsFacts(BaseModel):
+    """What a stored table of training examples says of itself.
+
+    Attributes:
+        run_digest: Of the run.
+        stage: Whose.
+        shown: Whether the task shows its training data.
+        columns: Names of the columns of the recorded data set.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_digest: str
+    stage: str
+    shown: bool
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The training examples of a stage: a table (:data:`COLUMNS`) and what it says of itself."""
+
+    facts: TrainingRowsFacts
+    table: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """Example id to the number of its row."""
+        return {str(name): number for number, name in enumerate(self.table["example_id"])}
+
+    def places(self, ids: Sequence[str]) -> dict[int, set[int]]:
+        """Step to the positions of these examples in it.
+
+        Raises:
+            RunError: The stage has no such training example; names it.
+        """
+        found: dict[int, set[int]] = {}
+        steps, positions = self.table["steps"], self.table["positions"]
+        for name in ids:
+            if name not in self.numbers:
+                raise RunError(
+                    f"stage {self.facts.stage!r} has no training example {name!r}; ids are those "
+                    "of stagelens training-rows, such as "
+                    f"{', '.join(self.table['example_id'][:3])}"
+                )
+            number = self.numbers[name]
+            for step, position in zip(steps[number], positions[number], strict=True):
+                found.setdefault(int(step), set()).add(int(position))
+        return found
+
+
+def training_rows(run: Run, stage: Stage, progress: ProgressCallback = no_progress) -> TrainingRows:
+    """The training examples of a stage; read from disk where they were listed before.
+
+    Args:
+        run: The run.
+        stage: One of its stages.
+        progress: Called for every step that is read.
+
+    Raises:
+        RunError: The batches of a step were not kept, or their data set is missing.
+    """
+    stored = load_training_rows(run, stage)
+    if stored is not None:
+        return stored
+    found: dict[tuple[str, str | None], list[Use]] = {}
+    for own in every_use(run, stage, progress):
+        for use in own:
+            # The example itself would hold all training data in memory.
+            found.setdefault((use.content, use.label), []).append(_only_place(use))
+    first = [every[0] for every in found.values()]
+    table = pd.DataFrame(
+        {
+            "example_id": pd.array([use.example_id for use in first], dtype="string"),
+            "label": pd.array([use.label for use in first], dtype="string"),
+            "content": [use.content for use in first],
+            "step": np.array([use.step for use in first], dtype=np.int64),
+            "position": np.array([use.position for use in first], dtype=np.int64),
+            "uses": np.array([len(every) for every in found.values()], dtype=np.int64),
+            "steps": [[use.step for use in every] for every in found.values()],
+            "positions": [[use.position for use in every] for every in found.values()],
+        },
+        columns=list(COLUMNS),
+    )
+    more = stage.rows.columns([use.row for use in first], run.task.input_fields)
+    more = more[[name for name in more if name not in COLUMNS]]
+    facts = TrainingRowsFacts(
+        run_digest=run.digest,
+        stage=stage.name,
+        shown=all(use.example is not None for use in first),
+        columns=tuple(more),
+    )
+    rows = TrainingRows(facts, table.join(more))
+    fact_tables.write(training_rows_path(run, stage), rows.table, facts)
+    # Read again, so that what is worked with is what the next one reads.
+    return load_training_rows(run, stage) or rows
+
+
+def _only_place(use: Use) -> Use:
+    example = None if use.example is None else Example(use.example_id, {}, use.label)
+    return Use(
+        use.step, use.micro, use.place, use.position, use.content, use.label, example, use.row
+    )
+
+
+def training_rows_path(run: Run, stage: Stage) -> Path:
+    """Where the training examples of a stage are listed, or would be."""
+    key = digest(_METHOD, run.digest, stage.name)[:32]
+    return run.files.inside(f"results/training-rows/{key}.parquet")
+
+
+def load_training_rows(run: Run, stage: Stage) -> TrainingRows | None:
+    """A stored list; None where there is none that can be used. Without torch."""
+    found = fact_tables.read(training_rows_path(run, stage), TrainingRowsFacts, COLUMNS)
+    return None if found is None else TrainingRows(*found)
