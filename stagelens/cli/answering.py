@@ -54,8 +54,8 @@ def answer(
         typer.Option(
             metavar="NAME[:KEY=VALUE]",
             help="A scorer, with a setting (or NAME:{JSON} for several); may be given several "
-            f"times. {', '.join(scorers.BUILT_IN)}, {_CHOICE}, or one that is installed; each "
-            "takes 'as', what tables call it, and 'reference', the column it holds answers against.",
+            f"times. {', '.join(scorers.BUILT_IN)}, {_CHOICE}, or one that is installed. Any takes "
+            "'as', what tables call it, and 'reference', the column answers are held against.",
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
