@@ -13,7 +13,6 @@ import typer
 
 from stagelens.contracts import Scorer, StageLensError
 from stagelens.effects.results import Result
-from stagelens.estimators.stage_trust import REPLAY
 from stagelens.measuring import scorers
 from stagelens.wording.trust_words import trust_word
 
@@ -109,19 +108,18 @@ def answer(
         _ = opened.last
         examples = opened.evaluation_set(set_name)
         from stagelens.effects import answers, scores
-        from stagelens.estimators.registry import default_estimator, find
+        from stagelens.estimators.registry import replay_if_possible
         from stagelens.measuring.generation import Generation
 
         stops = tuple(text.replace("\\n", "\n") for text in stop or [])
         how: answers.How = Generation(max_tokens, samples, seed, temperature, stops)
         if choosing:
             how = answers.Choosing(choosing[0].settings["norm"])
-        usual = REPLAY if find(REPLAY).possible(opened) else default_estimator(opened)
         found = answers.answer(
             opened,
             examples.name,
             how,
-            estimator or usual,
+            estimator or replay_if_possible(opened),
             chosen_settings(budget, exact_stages),
             stage or None,
             report,

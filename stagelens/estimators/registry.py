@@ -85,6 +85,11 @@ def default_estimator(run: Run) -> str:
     return next(n for n, kind in estimators().items() if kind.automatic and kind.possible(run))
 
 
+def replay_if_possible(run: Run) -> str:
+    """Replay where the recording allows it, whatever that takes; else the default estimator."""
+    return REPLAY if find(REPLAY).possible(run) else default_estimator(run)
+
+
 def free_estimator() -> type[Estimator]:
     """The best estimator whose numbers cost nothing."""
     return next(kind for kind in estimators().values() if kind.free)

@@ -1,4 +1,4 @@
-"""Edited models as ordinary checkpoint folders.
+"""Edited and counterfactual models as ordinary checkpoint folders.
 
 Weights are streamed: the states are memory-mapped and the result is written block by block, so a
 model far larger than memory can be edited.
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stagelens.contracts import ProgressCallback
+    from stagelens.runs.states import Weights
     from stagelens.runs.streaming import TensorFacts
 
-    from .edits import EditedWeights
 
-
-def write_edited(
+def write_checkpoint(
     run: Run,
-    weights: EditedWeights,
+    final: Weights,
+    weights: Weights,
     folder: Path,
     cards: Mapping[str, bytes],
     not_finite: Callable[[], object],
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Write edited weights as a checkpoint into a folder.
+    """Write weights as a checkpoint into a folder.
 
     It has the shards and dtypes of the final model. For a ``transformers`` model the folder also
     holds its configuration and the tokenizer's files, so that ``from_pretrained`` loads it; for
@@ -41,7 +41,8 @@ def write_edited(
 
     Args:
         run: The run.
-        weights: The edited weights.
+        final: Its final model's weights.
+        weights: Those to write, of the same names, shapes and dtypes.
         folder: Holds nothing yet.
         cards: Further files, by name: they say how the model was made.
         not_finite: Called once if a weight is NaN or infinite; may raise.
@@ -50,7 +51,7 @@ def write_edited(
     Raises:
         StageLensError: The final model is not a checkpoint by itself.
     """
-    shards, beside = _layout(run, weights.final)
+    shards, beside = _layout(run, final)
     if "config.json" not in beside:
         task = run.file.task
         model = run.last.facts.build_config or task.config.get("model")
@@ -118,14 +119,14 @@ def _layout(run: Run, final: Mapping[str, Tensor]) -> tuple[_Shards, dict[str, b
 
 def _write_weights(
     shards: _Shards,
-    weights: EditedWeights,
+    weights: Weights,
     folder: Path,
     not_finite: Callable[[], object],
     progress: ProgressCallback | None,
 ) -> None:
     """Write the shards and, where there are several, their index."""
     from stagelens.runs.states import all_finite
-    from stagelens.runs.streaming import write_tensors
+    from stagelens.runs.streaming import flat_blocks, write_tensors
 
     total = sum(tensor.facts.bytes for shard in shards.values() for tensor in shard.values())
     done, finite = 0, True
@@ -134,7 +135,7 @@ def _write_weights(
         def blocks(name: str, own: Mapping[str, _Tensor] = shard, where: int = number) -> Any:
             nonlocal done, finite
             floating = own[name].facts.dtype.is_floating_point
-            for block in weights.blocks(own[name].own_name):
+            for block in flat_blocks(weights, own[name].own_name):
                 if finite and floating and not all_finite(block):
                     finite = False
                     not_finite()

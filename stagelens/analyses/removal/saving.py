@@ -133,7 +133,7 @@ def _write(
     progress: ProgressCallback,
 ) -> None:
     """Everything in the folder; of each model the weights are read once."""
-    from .checkpoints import write_edited
+    from .checkpoints import write_checkpoint
     from .edits import EditedWeights, material
 
     figures, trust = known
@@ -144,7 +144,8 @@ def _write(
     card = model_card(run, edit, trust, figures, *measured_on)
     cards = {CARD: card.encode(), SPEC: (edit.model_dump_json(indent=1) + "\n").encode()}
     # Refused if the models that it is made of are not finite.
-    write_edited(run, EditedWeights(own, edit), folder, cards, obtained, progress)
+    edited = EditedWeights(own, edit)
+    write_checkpoint(run, own.final, edited, folder, cards, obtained, progress)
 
 
 def model_card(
