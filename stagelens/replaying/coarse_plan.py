@@ -67,11 +67,11 @@ def groups_of_equal_rate(rates: Sequence[float], count: int) -> list[Group]:
 Owners = Callable[[Any], Sequence[int] | None]
 """From a batch to the example that each of its rows belongs to; None where each is one itself."""
 
-_ITEMS = "num_items_in_batch"
+ITEMS = "num_items_in_batch"
 """What a ``transformers`` model divides its summed loss by: the labels of the whole step."""
 _SCORED = "completion_mask"
 """In batches of TRL without labels: the tokens that the loss is over."""
-_IGNORED = -100
+IGNORED = -100
 """The label that torch's cross-entropy leaves out."""
 
 
@@ -106,19 +106,19 @@ def take_examples(batch: Any, examples: Sequence[int], owners: Sequence[int] | N
 
 
 def _rescaled(whole: Mapping[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
-    if whole.get(_ITEMS) is None:
+    if whole.get(ITEMS) is None:
         return taken
     if isinstance(whole.get("labels"), Tensor):
-        taken[_ITEMS] = whole[_ITEMS] * _labels(taken["labels"]) / _labels(whole["labels"])
+        taken[ITEMS] = whole[ITEMS] * _labels(taken["labels"]) / _labels(whole["labels"])
     elif isinstance(whole.get(_SCORED), Tensor):
         counts = [max(int(each[_SCORED].sum()), 1) for each in (taken, whole)]
-        taken[_ITEMS] = whole[_ITEMS] * counts[0] / counts[1]
+        taken[ITEMS] = whole[ITEMS] * counts[0] / counts[1]
     return taken
 
 
 def _labels(labels: Tensor) -> int:
     """How many labels count towards the loss; at least 1, since it is divided by."""
-    return max(int((labels != _IGNORED).sum()), 1)
+    return max(int((labels != IGNORED).sum()), 1)
 
 
 def _kinds(batch: Any, owners: Sequence[int] | None) -> list[tuple[int, ...]]:

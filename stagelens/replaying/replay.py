@@ -144,6 +144,7 @@ class StageReplay:
 
     Attributes:
         misfit: The first step run so far whose loss is not the recorded one.
+        loss: What is minimised.
 
     Args:
         task: Builds the model.
@@ -178,8 +179,8 @@ class StageReplay:
         self._split: SplitGradient | None = None
         if share == "batches":
             shared = self._split = SplitGradient(task, self.model, stage.name, facts.processes)
-        self._loss = loss_of_stage(task, stage, self.model, passed)
-        self._stepper = Stepper(self._loss, self.model, self.optimizer, self.rules, shared)
+        self.loss = loss_of_stage(task, stage, self.model, passed)
+        self._stepper = Stepper(self.loss, self.model, self.optimizer, self.rules, shared)
         self._tolerance = tolerance_of(self.rules, self.model)
         average = facts.average
         self._averaging = None if average is None else Averaging(average, self.model)
@@ -189,14 +190,15 @@ class StageReplay:
     def run(
         self,
         order: Sequence[int] | None = None,
-        change: Callable[[int, StepRecord], StepRecord] | None = None,
+        change: Callable[[int, StepRecord], StepRecord | None] | None = None,
     ) -> Iterator[StepRecord]:
         """Run all steps; yields each record after its update.
 
         Args:
             order: Which recorded step's batches to use at each step, learning rates staying in
                 place; None for the recorded order.
-            change: From a step's place and record to what to run instead.
+            change: From a step's place and record to what to run instead; None for a step that
+                is not taken. Losses of other steps than the recorded ones are not compared.
         """
         steps = self.stage.read_steps()
         rates = [steps.facts(number).groups for number in range(len(steps))] if order else []
@@ -204,14 +206,15 @@ class StageReplay:
             record = steps[number]
             if order:
                 record = replace(record, groups=rates[place])
-            if change is not None:
-                record = change(place, record)
-            losses = self._stepper.step(record)
-            self._loss.updated(place, self.model)
-            if self._averaging is not None:
-                self._averaging.updated(place)
-            if self.misfit is None and not self.fits(record, losses):
-                self.misfit = record.step
+            recorded, own = record, record if change is None else change(place, record)
+            if own is not None:
+                record = own
+                losses = self._stepper.step(record)
+                self.loss.updated(place, self.model)
+                if self._averaging is not None:
+                    self._averaging.updated(place)
+                if record is recorded and self.misfit is None and not self.fits(record, losses):
+                    self.misfit = record.step
             if place == len(steps) - 1:
                 call_all(self.optimizer, self.stage.facts.end_calls)
             yield record
@@ -228,11 +231,16 @@ class StageReplay:
             if record.batches is None:
                 return
             yield record, self._stepper.step(record)
-            self._loss.updated(number, self.model)
+            self.loss.updated(number, self.model)
 
     def backward(self, record: StepRecord) -> list[float]:
         """Leave a step's gradients in the model, without its update; see :class:`Stepper`."""
         return self._stepper.backward(record)
+
+    @property
+    def other_draws(self) -> set[str]:
+        """See :class:`Stepper`."""
+        return self._stepper.other_draws
 
     def fits(self, record: StepRecord, losses: Sequence[float]) -> bool:
         """Whether losses of a step's micro-batches are those recorded, up to rounding."""

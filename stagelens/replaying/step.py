@@ -21,6 +21,7 @@ from stagelens.runs.step_records import MicroBatch, StepRecord
 from .embedding_noise import add_noise
 from .modes import call_all, calls_before
 from .optimizers import set_group_hyperparameters, update
+from .same_draws import same_draws
 from .sharded_model import SharedModel
 from .shared_batches import SplitGradient
 from .training_loss import LossFunction, TrainingLoss
@@ -183,6 +184,10 @@ class Stepper:
         rules: Of the stage.
         shared: Where processes share the work: every one takes its part of each micro-batch, or
             whole micro-batches on its part of the model.
+
+    Attributes:
+        other_draws: Operations of passes over parts of recorded micro-batches whose random numbers
+            were not those recorded.
     """
 
     def __init__(
@@ -202,6 +207,7 @@ class Stepper:
         self._device = next(iter(self._parameters.values())).device
         self._buffers = MainBuffers(model.buffers(), rules, isinstance(shared, SharedModel))
         self._loss = partial(loss_of, loss, model, rules=rules)
+        self.other_draws: set[str] = set()
 
     def step(self, record: StepRecord) -> list[float]:
         """Run one recorded step; see :meth:`backward`."""
@@ -240,12 +246,14 @@ class Stepper:
         """One forward and backward pass; the loss before division."""
         devices.restore_random(micro.rng, self._device)
         batch = to_device(micro.batch, self._device)
-        with self._buffers.of(micro):
+        with self._buffers.of(micro), same_draws(micro) as draws:
             whole = self._loss(batch)
             loss: float = whole.item()
             if weight != 1:
                 whole = whole * weight
             (whole if divisor == 1 else whole / divisor).backward()
+        if draws is not None:
+            self.other_draws |= draws.others
         return loss
 
     def _part(self, split: SplitGradient, micro: MicroBatch) -> float:

@@ -10,6 +10,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which rows of a recorded batch a smaller one has.
+
+    Attributes:
+        size: How many the recorded one has, along the first dimension.
+        rows: Their numbers in it, in order.
+    """
+
+    size: int
+    rows: tuple[int, ...]
+
+
 @dataclass
 class MicroBatch:
     """What one forward and backward pass saw.
@@ -23,6 +36,7 @@ class MicroBatch:
         process: Which of the stage's processes saw it; 0 is the main one. Buffers that passes move,
             such as BatchNorm's running statistics, are the main one's: passes of others leave them.
         rows: Their numbers in the stage's data set; None where the batch itself was kept.
+        part: Of a recorded micro-batch, where ``batch`` has only some of its rows.
     """
 
     batch: Any
@@ -30,6 +44,7 @@ class MicroBatch:
     divisor: float | None = None
     process: int = 0
     rows: tuple[int, ...] | None = None
+    part: Part | None = None
 
 
 @dataclass

@@ -1,0 +1,105 @@
+"""A recorded micro-batch, cut into the examples that are left and those that are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from stagelens.contracts import Refused, Task
+from stagelens.runs.batches import batch_size
+from stagelens.runs.run import Stage
+from stagelens.runs.step_records import MicroBatch, Part
+
+from .coarse_plan import IGNORED, ITEMS, take_examples
+
+
+@dataclass
+class Cut:
+    """A micro-batch, and which of its examples are kept.
+
+    Attributes:
+        micro: As recorded.
+        owners: The example of each row; None where each is one by itself.
+        count: How many examples it has.
+        kept: Those that are left, in order.
+        terms: How many terms its loss is the mean of.
+        left: How many of them are of those that are left.
+        kind: Its loss: a ``"mean"`` over terms; a sum over a ``"count"`` that the batch itself
+            says; or a plain ``"sum"``.
+    """
+
+    micro: MicroBatch
+    owners: Sequence[int] | None
+    count: int
+    kept: list[int]
+    terms: float = 0.0
+    left: float = 0.0
+    kind: Literal["mean", "count", "sum"] = "mean"
+
+    @classmethod
+    def of(cls, stage: Stage, task: Task, micro: MicroBatch, left_out: set[int], first: int) -> Cut:
+        owners = stage.objective.row_examples(task, micro.batch)
+        count = batch_size(micro.batch) if owners is None else max(owners) + 1
+        kept = [place for place in range(count) if first + place not in left_out]
+        cut = cls(micro, owners, count, kept)
+        if not left_out:
+            return cut
+        if (why := stage.objective.coupling(task, micro.batch)) is not None:
+            raise Refused(
+                f"no example of stage {stage.name!r} can be left out by itself, because {why}"
+            )
+        if isinstance(micro.batch, Mapping) and micro.batch.get(ITEMS) is not None:
+            cut.kind = "count"
+        own = stage.facts.objective is None
+        cut.terms = _terms(task, micro.batch, count, own)
+        if not cut.terms and cut.kind == "mean":  # see Task.loss_terms
+            cut.kind, cut.terms, cut.left = "sum", count, len(kept)
+        elif len(kept) == count:
+            cut.left = cut.terms
+        elif kept:
+            cut.left = _terms(task, cut.rest().batch, len(kept), own)
+        return cut
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the losses of its parts add up to its own; else it is their mean."""
+        return self.kind != "mean"
+
+    def rest(self) -> MicroBatch:
+        """The micro-batch of those that are left."""
+        return self._part(self.kept)
+
+    def others(self) -> MicroBatch:
+        """The micro-batch of those that are left out."""
+        kept = set(self.kept)
+        return self._part([place for place in range(self.count) if place not in kept])
+
+    def _part(self, examples: Sequence[int]) -> MicroBatch:
+        if len(examples) == self.count:
+            return replace(self.micro)
+        batch = take_examples(self.micro.batch, examples, self.owners)
+        if self.kind == "count":
+            # Here the divisor is counted over all micro-batches of the step.
+            batch[ITEMS] = self.micro.batch[ITEMS]
+        chosen, size = set(examples), self.count if self.owners is None else len(self.owners)
+        rows = examples if self.owners is None else self._rows(chosen)
+        return replace(self.micro, batch=batch, rows=None, part=Part(size, tuple(rows)))
+
+    def _rows(self, chosen: set[int]) -> list[int]:
+        return [row for row, owner in enumerate(self.owners or ()) if owner in chosen]
+
+
+def _terms(task: Task, batch: Any, examples: int, own: bool) -> float:
+    """How many terms the loss of a batch is the mean of, or would be without a count in it."""
+    if isinstance(batch, Mapping):
+        batch = {name: value for name, value in batch.items() if name != ITEMS}
+    if own:
+        found = task.loss_terms(batch)
+        return examples if found is None else found
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if isinstance(labels, Tensor) and labels.ndim == 2:
+        return float((labels[:, 1:] != IGNORED).sum())
+    return examples

@@ -1,0 +1,341 @@
+"""A stage replayed with some of its training examples left out of the batches that were drawn.
+
+At every step, the rows of these examples leave the recorded micro-batches; no others come in their
+place. This is not a new training without them, which would draw other batches. What is left of a
+step's loss is told by the *divisor*:
+
+- ``rest``: the mean over what is left. The loss of each micro-batch is the mean over its own rest,
+  and the step's the mean over the micro-batches that are left, as the training loop would compute
+  it of them. A loss that is divided by a count of the whole step (``num_items_in_batch``) is
+  divided by what is left of it, and a plain sum is that of what is left.
+- ``kept``: the left-out examples weigh 0, and the divisor stays that of the whole batch. A step's
+  gradient is then smaller, by their part.
+
+A step of which nothing is left is not taken: weights, moments, Adam's count of steps and averages
+of weights stay as they are, and weights do not decay. Steps after it keep their own learning rates.
+Leaving out all examples is therefore the same as removing the stage.
+
+Examples that are left draw the random numbers that they drew (:mod:`.same_draws`). Where they see
+those of their batch (BatchNorm), leaving these out changes them too; a loss that compares examples
+with one another is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stagelens.compute import devices
+from stagelens.contracts import Progress, ProgressCallback, Refused, Task, no_progress
+from stagelens.runs.batches import batch_size, to_device
+from stagelens.runs.boundaries import check_crossable
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.states import TrainingState
+from stagelens.runs.step_records import MicroBatch, StepRecord
+
+from .batch_parts import Cut
+from .replay import (
+    Replayed,
+    StageReplay,
+    check_replayable,
+    replay_later,
+    same_arithmetic,
+    tolerance_of,
+)
+from .same_draws import same_draws
+from .step import loss_of
+from .training_loss import Passed
+
+Divisor = Literal["rest", "kept"]
+"""What the loss of what is left is divided by; see above."""
+
+Places = Mapping[int, Collection[int]]
+"""Step to the positions of examples in it, counted from 0 over its micro-batches."""
+
+
+@dataclass
+class LeftOut:
+    """What leaving out examples did to a stage.
+
+    Attributes:
+        uses: How many uses of examples are gone, of ``all_uses``.
+        all_uses: Of the stage.
+        changed: How many steps lack an example.
+        skipped: How many of them have none left, and are not taken.
+        steps: Of the stage.
+        other_draws: Operations whose random numbers could not be kept for those that are left.
+        normalised: Modules in which the examples of a batch affect one another.
+    """
+
+    uses: int = 0
+    all_uses: int = 0
+    changed: int = 0
+    skipped: int = 0
+    steps: int = 0
+    other_draws: set[str] = field(default_factory=set)
+    normalised: tuple[str, ...] = ()
+
+
+@dataclass
+class ReplayedWithout(Replayed):
+    """The end of a replay with examples left out; see :class:`LeftOut`."""
+
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+
+class RowsOfStage:
+    """A recorded stage that is replayed with any of its examples left out, again and again.
+
+    Args:
+        task: Builds the model.
+        stage: The stage.
+        divisor: What the loss of what is left is divided by.
+
+    Raises:
+        Refused: It cannot be replayed. Or its loss compares examples with one another, which is
+            known once batches are read.
+    """
+
+    def __init__(self, task: Task, stage: Stage, divisor: Divisor = "rest") -> None:
+        check_replayable([stage])
+        self._task, self._stage, self._divisor = task, stage, divisor
+        self._checked = False
+
+    def replay(
+        self,
+        places: Places,
+        progress: ProgressCallback = no_progress,
+        state: TrainingState | None = None,
+        passed: Passed | None = None,
+    ) -> ReplayedWithout:
+        """The stage's end with these examples left out.
+
+        Args:
+            places: Where the examples were used, see :meth:`TrainingRows.places`.
+            progress: Called for every step.
+            state: Where to start; by default where the recording started.
+            passed: See :class:`StageReplay`.
+
+        Raises:
+            Refused: The loss is not a sum over examples, so that none has a part to leave out.
+        """
+        stage, told = self._stage, LeftOut(steps=self._stage.steps)
+        examples = 0
+        with same_arithmetic(stage):
+            replay = StageReplay(self._task, stage, state, passed)
+            told.normalised = _normalised(replay.model)
+
+            def change(place: int, record: StepRecord) -> StepRecord | None:
+                return self._rest(replay, record, set(places.get(place, ())), told)
+
+            try:
+                for number, record in enumerate(replay.run(change=change), 1):
+                    examples += sum(batch_size(micro.batch) for micro in record.batches or ())
+                    progress(
+                        number / stage.steps, f"stage {stage.name}, step {number} of {stage.steps}"
+                    )
+            except ValueError as error:
+                if told.normalised and "more than 1 value per channel" in str(error):
+                    raise Refused(
+                        f"a batch of stage {stage.name!r} has one example left, of which "
+                        f"BatchNorm {told.normalised[0]!r} cannot compute a variance; leave out "
+                        "fewer examples"
+                    ) from None
+                raise
+            told.other_draws |= replay.other_draws
+            return ReplayedWithout(replay.state(), examples, None, told)
+
+    def _rest(
+        self, replay: StageReplay, record: StepRecord, left_out: set[int], told: LeftOut
+    ) -> StepRecord | None:
+        """A step without some of its examples; None where none is left.
+
+        Args:
+            replay: Where the stage is.
+            record: The step.
+            left_out: Positions of the examples.
+            told: What is counted.
+        """
+        if record.batches is None:
+            return record
+        cuts: list[Cut] = []
+        first = 0
+        for micro in record.batches:
+            cut = Cut.of(self._stage, self._task, micro, left_out, first)
+            first += cut.count
+            cuts.append(cut)
+        gone = sum(cut.count - len(cut.kept) for cut in cuts)
+        told.all_uses += first
+        told.uses += gone
+        if not gone:
+            return record  # as it is, so that nothing changes by a bit
+        told.changed += 1
+        if not self._checked:
+            self._checked = any(self._check(replay, cut, told) for cut in cuts)
+        if not any(cut.left for cut in cuts):
+            told.skipped += 1
+            return None
+        batches = self._scaled(cuts, replay.rules.divisor)
+        divisors = tuple(micro.divisor for micro in batches)
+        return replace(record, batches=batches, divisors=divisors)
+
+    def _scaled(
+        self, cuts: Sequence[Cut], divisor_of: Callable[[MicroBatch], float]
+    ) -> list[MicroBatch]:
+        """What is left of each micro-batch, with the divisor that its loss then has."""
+        weights = [1 / divisor_of(cut.micro) for cut in cuts]
+        left = [cut for cut in cuts if cut.left]
+        of_step = sum(cut.terms for cut in cuts) / sum(cut.left for cut in cuts)
+        of_means = sum(weights) / sum(w for w, cut in zip(weights, cuts, strict=True) if cut.left)
+        found = []
+        for cut in left:
+            if self._divisor == "kept":
+                factor = 1.0 if cut.adds_up else cut.left / cut.terms
+            else:
+                factor = {"mean": of_means, "count": of_step, "sum": 1.0}[cut.kind]
+            micro = cut.rest()
+            if factor != 1:
+                micro.divisor = divisor_of(micro) / factor
+            found.append(micro)
+        return found
+
+    @torch.no_grad()
+    def _check(self, replay: StageReplay, cut: Cut, told: LeftOut) -> bool:
+        """Hold the loss of a micro-batch against those of its two parts; False: has not two.
+
+        With the same random numbers, the loss of the whole is the mean of that of what is left and
+        that of what is left out, each with its terms. What a task says of its loss is proven by it,
+        and that no module of its own compares examples. BatchNorm is known to, and is looked at
+        in evaluation mode.
+
+        Raises:
+            Refused: It is not.
+        """
+        if not 0 < cut.left < cut.terms:
+            return False
+        model = replay.model
+        before = [buffer.clone() for buffer in model.buffers()]
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        draws: set[str] = set()
+        try:
+            with _evaluated(norms):
+                found = self._parts(replay, cut, draws)
+            if not found.same and (cut.micro.rng or draws):
+                # Without any draws: are these the reason?
+                with _evaluated(model.modules()):
+                    again = self._parts(replay, cut, set())
+                if again.same:
+                    told.other_draws |= draws or {"draws of its modules"}
+                    found = again
+        finally:
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)
+        if found.same:
+            return True
+        raise Refused(
+            f"no example of stage {self._stage.name!r} can be left out by itself: the loss of a "
+            f"batch is {found.whole:.6g}, but its parts give {found.parts:.6g}, so its examples "
+            "affect one another (or the task's loss_terms does not say what the loss is the mean "
+            "of)"
+        )
+
+    def _parts(self, replay: StageReplay, cut: Cut, draws: set[str]) -> _Compared:
+        tolerance = max(tolerance_of(replay.rules, replay.model), 1e-9)
+        if next(replay.model.parameters()).dtype is torch.float64:
+            tolerance = 1e-9
+        losses = []
+        for micro in (cut.micro, cut.rest(), cut.others()):
+            device = next(replay.model.parameters()).device
+            devices.restore_random(micro.rng, device)
+            with same_draws(micro) as own:
+                loss = loss_of(
+                    replay.loss, replay.model, to_device(micro.batch, device), replay.rules
+                )
+            if own is not None:
+                draws |= own.others
+            losses.append(float(loss))
+        whole, left, others = losses
+        if cut.adds_up:
+            parts = left + others
+        else:
+            parts = (left * cut.left + others * (cut.terms - cut.left)) / cut.terms
+        size = max(abs(whole), abs(left), abs(others))
+        return _Compared(whole, parts, abs(whole - parts) <= tolerance * size)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    whole: float
+    parts: float
+    same: bool
+
+
+def _normalised(model: nn.Module) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.training
+    )
+
+
+@contextmanager
+def _evaluated(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """In evaluation mode; afterwards as before."""
+    before = [(module, module.training) for module in modules]
+    for module, _ in before:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def check_without_rows(run: Run, stage: Stage) -> None:
+    """Refuse before any work what could not be replayed to the end of the run.
+
+    Raises:
+        Refused: Batches of the stage, or of a later one, were not kept; says what to do.
+    """
+    check_replayable(run.stages[stage.index :])
+    for other in run.stages[stage.index + 1 :]:
+        check_crossable(other.name, other.facts.boundary)
+
+
+def replay_without_rows(
+    run: Run,
+    stage: Stage,
+    places: Places,
+    divisor: Divisor = "rest",
+    progress: ProgressCallback = no_progress,
+    rows: RowsOfStage | None = None,
+) -> ReplayedWithout:
+    """The end of the run with some of a stage's examples left out, later stages as recorded.
+
+    Args:
+        run: The run.
+        stage: Whose examples.
+        places: Where these were used; ``training_rows(run, stage).places(ids)``.
+        divisor: What the loss of what is left is divided by.
+        progress: Called for every step.
+        rows: Of the stage, with this divisor, for many such replays: what is checked once is then
+            not checked again.
+
+    Raises:
+        Refused: A stage cannot be replayed, or the loss is no sum over examples.
+    """
+    check_without_rows(run, stage)
+    rows = rows or RowsOfStage(run.task, stage, divisor)
+    after = sum(other.steps for other in run.stages[stage.index + 1 :])
+    share = stage.steps / (stage.steps + after)
+    overall = Progress(progress)
+    own = rows.replay(places, overall.part(0.0, share))
+    rest = replay_later(run, stage, own.state, overall.part(share, 1.0)) if after else own
+    spent = own.example_gradients + (rest.example_gradients if after else 0)
+    return ReplayedWithout(rest.state, spent, None, own.left_out)
