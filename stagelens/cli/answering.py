@@ -24,12 +24,13 @@ from .options import (
     LeafOption,
     ObjectiveOption,
     OptimizerOption,
+    ProcessesOption,
     ProgressFile,
     RunFolder,
     SetOption,
     TaskOption,
     chosen_settings,
-    opened_with,
+    opened_together,
     own_file,
 )
 from .table_files import check_table_file, write_table
@@ -85,6 +86,7 @@ def answer(
     dataset: DatasetOption = None,
     optimizer: OptimizerOption = None,
     device: DeviceOption = None,
+    processes_wanted: ProcessesOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write every model's answers and scores to a .parquet or .csv file."),
@@ -104,7 +106,7 @@ def answer(
     if len(choosing) > 1:
         raise StageLensError(f"give {_CHOICE} once, with one norm")
     with Reporter(own_file(progress)).running() as report:
-        opened = opened_with(run, task)
+        opened = opened_together(run, task)
         _ = opened.last
         examples = opened.evaluation_set(set_name)
         from stagelens.effects import answers, scores

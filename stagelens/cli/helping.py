@@ -32,7 +32,8 @@ def help_out(run: RunFolder, task: TaskOption = None) -> None:
     asked: queue.Queue[dict[str, Any] | None] = queue.Queue()
     idle = threading.Event()
     threading.Thread(target=_listen, args=(asked, idle), daemon=True).start()
-    from stagelens.effects.coalition_measuring import do  # loads torch
+    from stagelens.effects.answers import do as have_answered  # loads torch
+    from stagelens.effects.coalition_measuring import do
     from stagelens.trust.drawing_coalitions import do as draw_whole
     from stagelens.trust.one_draw import do as draw
 
@@ -43,7 +44,8 @@ def help_out(run: RunFolder, task: TaskOption = None) -> None:
         told: dict[str, Any] = {"over": True}
         try:
             drawn = draw_whole if "whole" in message else draw
-            (drawn if "draw" in message else do)(opened, message, _report(answers))
+            other = have_answered if "answers" in message else do
+            (drawn if "draw" in message else other)(opened, message, _report(answers))
         except Exception as error:  # the other process does it again, and tells what is wrong
             told["error"] = one_line(error)
         idle.set()

@@ -233,7 +233,7 @@ ProcessesOption = Annotated[
         "--processes",
         min=1,
         callback=_use_processes,
-        help="How many processes share whole counterfactuals of replay; 1 for this one alone "
+        help="How many processes share whole counterfactuals and models; 1 for this one alone "
         "[STAGELENS_PROCESSES, or as many as cores and memory allow, where that is faster].",
     ),
 ]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.states import Weights
+
+from .answer_sharing import computing_with, share_models
 
 FOLDER = "results/answers"
 CHOICES = "choices"
@@ -221,12 +224,44 @@ def answer(
     if without and all(each.trust.trust == "refused" for each in without):
         raise Refused(without[0].trust.reason)
     models = [*_recorded(run, examples, how), *_without(run, examples, how, made, without)]
-    found: dict[str, pd.DataFrame] = {}
-    for number, model in enumerate(models):
-        part = overall.part(0.5 + number / len(models) / 2, 0.5 + (number + 1) / len(models) / 2)
-        found[model.facts.model] = _answered(run, examples, how, model, part)
+    named = {model.facts.model: model for model in models}
+
+    def own(message: Mapping[str, Any], part: ProgressCallback) -> None:
+        with computing_with(message["threads"]):
+            _answered(run, examples, how, named[message["answers"]], part)
+
+    left = [name for name, model in named.items() if _stored(run, model) is None]
+    message = {"set": examples.name, "how": how.facts, "estimator": made.name}
+    message["settings"] = dict(made.settings)
+    share_models(run, left, message, own, overall.part(0.5, 1.0))
+    # What a helper failed at is done here, and tells what is wrong.
+    found = {
+        name: _answered(run, examples, how, model, no_progress) for name, model in named.items()
+    }
     trust = {each.stage: each.trust for each in without}
     return Answers(found, trust, made.name, dict(made.settings))
+
+
+def do(run: Run, message: Mapping[str, Any], progress: ProgressCallback) -> None:
+    """Have one model answer, for another process: see :func:`share_models`."""
+    examples, how = run.measurable_set(message["set"]), _how(message["how"])
+    kind, _, stage = message["answers"].partition(":")
+    if kind in ("without", "repeated"):
+        made = make_estimator(message["estimator"], message["settings"])
+        found = list(counterfactuals(run, made, [run.stage(stage)]))
+        models = _without(run, examples, how, made, found)
+    else:
+        models = _recorded(run, examples, how)
+    (model,) = (each for each in models if each.facts.model == message["answers"])
+    with computing_with(message["threads"]):
+        _answered(run, examples, how, model, progress)
+
+
+def _how(facts: Mapping[str, Any]) -> How:
+    """What these facts are of."""
+    if "multiple-choice" in facts:
+        return Choosing(facts["multiple-choice"])
+    return Generation(**{**facts, "stop": tuple(facts["stop"])})
 
 
 def _facts(run: Run, examples: EvaluationSet, how: How, model: str, **more: Any) -> AnswerFacts:
@@ -276,18 +311,27 @@ def _answered(
     run: Run, examples: EvaluationSet, how: How, model: Model, progress: ProgressCallback
 ) -> pd.DataFrame:
     """One model's answers, from its file if there is one."""
-    path = run.files.inside(f"{FOLDER}/{model.facts.key}.parquet")
-    if fact_tables.facts_of(path, AnswerFacts) == model.facts:
-        stored = fact_tables.read_plain(path)
-        if stored is not None:
-            return stored
+    stored = _stored(run, model)
+    if stored is not None:
+        return stored
     empty = partial(_module, run, model.stage)
     if isinstance(how, Choosing):
         table = _choices(run, examples, how, empty(), model.weights())
     else:
         table = _generated(run, examples, how, model, empty, progress)
-    fact_tables.write(path, table, model.facts)
+    fact_tables.write(_path(run, model), table, model.facts)
     return table
+
+
+def _path(run: Run, model: Model) -> Path:
+    return run.files.inside(f"{FOLDER}/{model.facts.key}.parquet")
+
+
+def _stored(run: Run, model: Model) -> pd.DataFrame | None:
+    """One model's answers from its file; None if there is none, or it cannot be used."""
+    path = _path(run, model)
+    same = fact_tables.facts_of(path, AnswerFacts) == model.facts
+    return fact_tables.read_plain(path) if same else None
 
 
 def _module(run: Run, stage: Stage) -> nn.Module:

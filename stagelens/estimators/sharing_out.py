@@ -50,10 +50,11 @@ def _threads(stages: Sequence[Stage]) -> int:
 def _most(run: Run, estimator: Estimator, stages: Sequence[Stage]) -> int:
     """How many processes the cores and the memory of this machine take, each as recorded."""
     later = run.stages[min(stage.index for stage in stages) + 1 :]
-    return _room(later, estimator.memory(later))
+    return room(later, estimator.memory(later))
 
 
-def _room(later: Sequence[Stage], needed: int) -> int:
+def room(later: Sequence[Stage], needed: int) -> int:
+    """How many processes of so many bytes the cores and the memory take, each as recorded."""
     by_cores = cores.usable() // _threads(later)
     by_memory = 1 + (memory.available() - needed) // (needed + _BASE)
     return max(1, min(by_cores, by_memory))
@@ -239,7 +240,7 @@ def _pieces_count(
         return 1
     if any(s.facts.environment is None or s.environment.device != "cpu" for s in stages):
         return 1
-    most = max(running, min(_room(stages, Estimator.memory(stages)), len(items)))
+    most = max(running, min(room(stages, Estimator.memory(stages)), len(items)))
     count = asked or best_count([item.cost for item in items], most, running)
     return min(count, len(items))
 

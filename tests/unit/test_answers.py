@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import stagelens
 from stagelens.cli import app
+from stagelens.compute.helpers import Helper, Item
 from stagelens.contracts import BASE, SetError
 from stagelens.effects import answers
 from stagelens.effects.answers import Choosing, answer, questions_of
@@ -215,3 +217,30 @@ def test_bad_scorers_are_told_before_anything_is_computed(scorer: list[str], tol
     given = [word for each in scorer for word in ("--scorer", each)]
     done = CliRunner().invoke(app, ["answer", "nowhere", *given])
     assert done.exit_code != 0 and told in str(done.exception)
+
+
+@pytest.mark.slow
+def test_processes_together_answer_as_one_does(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    by_itself = Helper.do
+
+    def counted(helper: Helper, item: Item, heard: Any) -> bool:
+        ended = by_itself(helper, item, heard)
+        done.append(str(item.message.get("answers")))
+        return ended
+
+    monkeypatch.setattr(Helper, "do", counted)
+    tables = []
+    for count in (1, 2):
+        copy, out = tmp_path / f"run{count}", tmp_path / f"{count}.parquet"
+        shutil.copytree(recorded, copy, ignore=shutil.ignore_patterns("answers"))
+        given = ["answer", str(copy), "--set", "test", "--samples", "2", "--max-tokens", "5"]
+        found = CliRunner().invoke(app, [*given, "--processes", str(count), "--out", str(out)])
+        assert found.exit_code == 0, found.output
+        tables.append(pd.read_parquet(out))
+        assert bool(done) == (count == 2)
+    assert set(done) <= set(tables[0]["model"])
+    # To the last bit of the gaps between logits.
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
