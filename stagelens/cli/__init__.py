@@ -37,6 +37,7 @@ from . import (
     sharing,
     sizing,
     spurious,
+    training_data,
 )
 from .ending import at_end
 from .terminal import one_line, say
@@ -55,6 +56,7 @@ for group in (
     dashboard,
     attributing,
     contributing,
+    training_data,
     spurious,
     locating,
     following,

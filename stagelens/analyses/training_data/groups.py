@@ -1,0 +1,121 @@
+"""Groups of a stage's training examples, and what each contributed together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from stagelens.analyses.contributions.contribution_table import Stored
+from stagelens.effects.contrasts import mean_spread
+from stagelens.runs.run import Run
+from stagelens.runs.training_rows import load_training_rows
+
+from .marks import LEAK, SUSPECT
+from .tables import TrainingData
+
+CONTRIBUTION = "contribution"
+LENGTH = "length"
+NONE = "none"
+"""The group of examples without a value."""
+
+MOST = 200
+"""Most groups that a column may have; a column of names or numbers says nothing of groups."""
+_BINS = 4
+"""Groups of about the same size that texts are put into by length."""
+
+
+def with_contributions(
+    run: Run, frame: pd.DataFrame, found: Stored, stage: str, shown: bool
+) -> pd.DataFrame:
+    """The examples with a column :data:`CONTRIBUTION`, in the behaviour's unit.
+
+    Args:
+        run: The run.
+        frame: Of :class:`~.tables.TrainingData`.
+        found: An answer of ``stagelens contributions`` whose sweep reaches the stage.
+        stage: Whose examples these are.
+        shown: Whether the task shows them. Where it does not, contributions are of single uses,
+            which are added up here.
+    """
+    own = found.part("example", stage)[["step", "position", "value"]]
+    own = own.astype({"step": "int64", "position": "int64"})
+    if shown:
+        joined = frame.merge(own, on=["step", "position"], how="left", validate="1:1")
+        return joined.rename(columns={"value": CONTRIBUTION})
+    listed = load_training_rows(run, run.stage(stage))
+    if listed is None:
+        return frame.assign(**{CONTRIBUTION: np.nan})
+    every = listed.table[["example_id", "steps", "positions"]].explode(["steps", "positions"])
+    every = every.rename(columns={"steps": "step", "positions": "position"})
+    every = every.astype({"step": "int64", "position": "int64"})
+    values = every.merge(own, on=["step", "position"]).groupby("example_id")["value"].sum()
+    return frame.assign(**{CONTRIBUTION: frame["example_id"].map(values).astype(float)})
+
+
+def groupings(data: TrainingData, frame: pd.DataFrame) -> dict[str, pd.Series]:
+    """What the examples can be grouped by: its name, and the group of each example.
+
+    Args:
+        data: Of the stage.
+        frame: Of :func:`~.marks.marked`.
+    """
+    found: dict[str, pd.Series] = {}
+    given = [name for name in data.columns if 1 < frame[name].nunique(dropna=False) <= MOST]
+    for name in [*given, "label"]:
+        if frame[name].notna().any() and frame[name].nunique(dropna=False) > 1:
+            found[name] = frame[name].astype("string").fillna(NONE)
+    if LENGTH in frame and frame[LENGTH].nunique() > _BINS:
+        found[LENGTH] = _by_length(frame[LENGTH])
+    for name in (SUSPECT, LEAK):
+        if name in frame and frame[name].nunique(dropna=False) > 1:
+            named = frame[name].map({True: "yes", False: "no"}) if name == LEAK else frame[name]
+            found[name] = named.astype("string").fillna(NONE)
+    if 1 < frame["uses"].nunique() <= MOST:
+        found["uses"] = frame["uses"].astype("string")
+    return found
+
+
+def _by_length(lengths: pd.Series) -> pd.Series:
+    bins = pd.qcut(lengths.astype("float64"), _BINS, duplicates="drop")
+    names = {
+        each: f"{int(np.floor(each.left)) + 1:,} to {int(np.floor(each.right)):,} characters"
+        for each in bins.cat.categories
+    }
+    return bins.map(names).astype("string").fillna(NONE)
+
+
+def group_table(frame: pd.DataFrame, groups: pd.Series) -> pd.DataFrame:
+    """What every group contributed together, the largest amount first.
+
+    An interval says how far the sum might be off had other examples of the group been drawn, as
+    many of them. It says nothing of what first order leaves out, which grows with the group.
+
+    Args:
+        frame: With a column :data:`CONTRIBUTION`; examples without one are left out.
+        groups: The group of each row.
+
+    Returns:
+        Columns ``group``, ``examples``, ``uses``, ``contribution`` (the sum), ``low``, ``high`` and
+        ``mean``, in the behaviour's unit; the ends are NaN of a single example.
+    """
+    rows = []
+    known = frame[frame[CONTRIBUTION].notna()]
+    for name, own in known.groupby(groups.loc[known.index], sort=True):
+        values, count = own[CONTRIBUTION].to_numpy(float), len(own)
+        low, high = mean_spread(values).ends()
+        rows.append(
+            {
+                "group": str(name),
+                "examples": count,
+                "uses": int(own["uses"].sum()),
+                "contribution": float(values.sum()),
+                "low": count * low,
+                "high": count * high,
+                "mean": float(values.mean()),
+            }
+        )
+    names = ["group", "examples", "uses", "contribution", "low", "high", "mean"]
+    table = pd.DataFrame(rows, columns=names)
+    return table.sort_values(
+        "contribution", key=abs, ascending=False, kind="stable", ignore_index=True
+    )
