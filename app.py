@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from stagelens.contracts import is_score
 from stagelens.ui.examples import slices
 from stagelens.ui.opening.workspace import nothing_measured, open_workspace
-from stagelens.ui.overview import lineages, paths, recipe, sections, story, switchboard
+from stagelens.ui.overview import benchmarks, lineages, paths, recipe, sections, story, switchboard
 from stagelens.ui.pieces import components
 
-workspace = open_workspace("Overview", unused={"stage": "This page shows all stages."})
+workspace = open_workspace("Overview", unused={"stage": "This page shows all stages."}, scores=True)
 if workspace is not None:
     with components.errors_told():
+        benchmarks.section(workspace)
         effects = workspace.effects
         if effects is None:
             nothing_measured(workspace)
@@ -21,7 +23,9 @@ if workspace is not None:
             # One group for all of the page, so that no two parts say different numbers.
             focus = switchboard.focus_of(workspace, effects, behaviour, by, group)
             board = switchboard.show(workspace, effects, behaviour, focus)
-            of_run, effects = effects, recipe.choose(workspace, effects)
+            # Draws of the recipe, and its shares, are of what was measured: no answers are scored.
+            of_run, scored = effects, is_score(behaviour)
+            effects = effects if scored else recipe.choose(workspace, effects)
             named = None if focus.other is not None else by  # all examples were asked for
             sections.headlines(workspace, effects, behaviour, named, group)
             story.tell_story(workspace, of_run)

@@ -8,7 +8,7 @@ from stagelens.ui.examples import browser, comparing, own_example
 from stagelens.ui.opening.workspace import nothing_measured, open_workspace
 from stagelens.ui.pieces import components, state
 
-workspace = open_workspace("Examples")
+workspace = open_workspace("Examples", scores=True)
 if workspace is not None:
     with components.errors_told():
         of_the_set, own, compared = st.tabs(

@@ -19,7 +19,7 @@ from stagelens.effects import summary
 from stagelens.effects.coalition_results import CoalitionResult
 from stagelens.effects.contrasts import mean_spread, share_interval
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.trust.estimates import Effects
+from stagelens.trust.stage_effects import Effects
 from stagelens.wording.intervals import mean_error
 
 from .shares.share_trust import worth_showing

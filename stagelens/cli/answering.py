@@ -129,7 +129,7 @@ def answer(
         scored = []
         for each in wanted:
             result = scores.scored(opened, examples.name, found, how, each)
-            there = scores.boundary_scores(opened, examples.name, found, each)
+            there = scores.boundary_scores(opened, examples.name, how, each)
             scored.append(_Scored(result, scores.mean_scores(opened, result), there))
     if as_json:
         say(json.dumps(_json(found.models, scored), indent=1))

@@ -36,7 +36,7 @@ from .optimizer_registry import (
 )
 from .optimizers import SUPPORTED_OPTIMIZERS, OptimizerRule
 from .progress import Progress, ProgressCallback, no_progress
-from .scorer import REFERENCE_COLUMN, SCORE, Answered, Scorer
+from .scorer import REFERENCE_COLUMN, SCORE, Answered, Scorer, is_fraction, is_score
 from .task import Task, TaskTraits
 
 __all__ = [
@@ -72,6 +72,8 @@ __all__ = [
     "TaskTraits",
     "TokenValues",
     "Trust",
+    "is_fraction",
+    "is_score",
     "no_progress",
     "optimizer_class",
     "optimizer_name",

@@ -16,6 +16,16 @@ REFERENCE_COLUMN = "reference"
 """Column of an evaluation set with what should be answered; a completion says so too."""
 
 
+def is_score(behaviour: Behaviour) -> bool:
+    """Whether a behaviour is a score of answers."""
+    return behaviour.name.startswith(SCORE)
+
+
+def is_fraction(behaviour: Behaviour) -> bool:
+    """Whether a behaviour is a score from 0 to 1, as right or wrong answers are."""
+    return is_score(behaviour) and (behaviour.lowest, behaviour.highest) == (0.0, 1.0)
+
+
 @dataclass(frozen=True)
 class Answered:
     """A model's answer to one prompt.

@@ -61,6 +61,11 @@ BOUNDARY_COLUMNS = (
 """Columns of a boundary table; ``boundary`` is ``base`` or the stage that ends there."""
 
 
+Kind = Literal["effects", "boundaries", "scores", "score-boundaries"]
+"""What a table holds: stage effects or values after every boundary, by measuring or by scoring."""
+
+_OF_BOUNDARIES: tuple[Kind, ...] = ("boundaries", "score-boundaries")
+
 FIRST = ""
 """In place of a behaviour's name: the first that was measured."""
 
@@ -99,7 +104,7 @@ class ResultFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["effects", "boundaries", "scores"]
+    kind: Kind
     run_digest: str
     set_name: str
     set_digest: str
@@ -201,8 +206,8 @@ def add_stages(run: Run, found: Result) -> Result:
     return found
 
 
-def stored_results(run: Run, set_name: str) -> list[ResultFacts]:
-    """The facts of all effect tables stored for a set in its present form.
+def stored_results(run: Run, set_name: str, kind: Kind = "effects") -> list[ResultFacts]:
+    """The facts of all tables of a kind that are stored for a set in its present form.
 
     Only these descriptions are read.
     """
@@ -210,7 +215,7 @@ def stored_results(run: Run, set_name: str) -> list[ResultFacts]:
     found = []
     for path in sorted((run.path / "results" / "tables").glob("*.parquet")):
         facts = fact_tables.facts_of(path, ResultFacts)
-        if facts is None or facts.kind != "effects" or facts.set_digest != set_digest:
+        if facts is None or facts.kind != kind or facts.set_digest != set_digest:
             continue
         key = _key(facts.kind, run.digest, set_digest, facts.estimator, facts.settings)
         if path.stem == key:  # not of another recording, nor by an older method
@@ -221,7 +226,7 @@ def stored_results(run: Run, set_name: str) -> list[ResultFacts]:
 def load_result(
     run: Run,
     examples: str | EvaluationSet,
-    kind: Literal["effects", "boundaries", "scores"],
+    kind: Kind,
     estimator: str = "",
     settings: dict[str, Any] | None = None,
     coded: bool = False,
@@ -269,7 +274,7 @@ def load_result(
                 only = {"behaviour": name}
                 rows = file.metadata.num_rows // len(measured) if name in measured else 0
                 if stage is not None:
-                    only["boundary" if kind == "boundaries" else "stage"] = stage
+                    only["boundary" if kind in _OF_BOUNDARIES else "stage"] = stage
                     rows = examples.count
                 table = _read_only(file, only, wanted)
                 # Page checksums do not cover the statistics that say where rows are.
@@ -278,7 +283,10 @@ def load_result(
     except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):  # if it is damaged
         return None
     own = _key(facts.kind, facts.run_digest, facts.set_digest, facts.estimator, facts.settings)
-    if own != key or not set(BOUNDARY_COLUMNS if kind == "boundaries" else EFFECT_COLUMNS) <= known:
+    if (
+        own != key
+        or not set(BOUNDARY_COLUMNS if kind in _OF_BOUNDARIES else EFFECT_COLUMNS) <= known
+    ):
         return None  # another file was stored or copied under this name
     if coded and behaviour is None:
         table = _coded_ids(table)

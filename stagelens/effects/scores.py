@@ -8,21 +8,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stagelens.contracts import BASE, Answered, Behaviour, Scorer
+from stagelens.contracts import BASE, Answered, Behaviour, Scorer, is_fraction
 from stagelens.estimators.expected_error import judged_replay
 from stagelens.runs.run import Run
 from stagelens.runs.sets.clusters import CLUSTER, with_sources
 
 from .answers import VERSION, Answers, How, prompts_of, references_of
 from .contrasts import mean_spread
-from .results import EFFECT_COLUMNS, BehaviourFacts, Result, ResultFacts, save_result
+from .results import (
+    BOUNDARY_COLUMNS,
+    EFFECT_COLUMNS,
+    BehaviourFacts,
+    Result,
+    ResultFacts,
+    load_result,
+    save_result,
+)
+from .stored_scores import ANSWERS, SCORER
 
 
 def scored(run: Run, set_name: str, answers: Answers, how: How, scorer: Scorer) -> Result:
     """The scores of stored answers as an effect table, which is stored beside those of likelihoods.
 
-    A score is the mean over a prompt's samples; ``sd`` and ``sd_without`` are their standard
-    deviations, NaN where there is one. Answers in the table are the first ones.
+    Scores after every boundary are stored too, see :func:`boundary_scores`. A score is the mean
+    over a prompt's samples; ``sd`` and ``sd_without`` are their standard deviations, NaN where
+    there is one. Answers in the table are the first ones.
 
     Args:
         run: The run.
@@ -62,7 +72,43 @@ def scored(run: Run, set_name: str, answers: Answers, how: How, scorer: Scorer) 
     )
     result = Result(facts, pd.concat(blocks, ignore_index=True))
     save_result(run, result)
+    _save_boundaries(run, set_name, values, how, scorer)
     return result
+
+
+def _save_boundaries(
+    run: Run, set_name: str, values: Mapping[str, pd.DataFrame], how: How, scorer: Scorer
+) -> None:
+    """Store the scores of the models at boundaries, with the first answers, as far as there are."""
+    examples, kind = run.evaluation_set(set_name), scorer.behaviour
+    names = {name: f"after:{name}" for name in (BASE, *(s.name for s in run.stages[:-1]))}
+    names[run.last.name] = "final"
+    blocks = [
+        pd.DataFrame(
+            {
+                "set": examples.name,
+                "example_id": values[model].index,
+                "boundary": boundary,
+                "behaviour": kind.name,
+                "value": values[model]["value"].to_numpy(),
+                "prediction": pd.Series(values[model]["answer"].to_numpy(), dtype="object"),
+                "confidence": np.nan,
+            },
+            columns=list(BOUNDARY_COLUMNS),
+        )
+        for boundary, model in names.items()
+        if model in values
+    ]
+    facts = ResultFacts(
+        kind="score-boundaries",
+        run_digest=run.digest,
+        set_name=examples.name,
+        set_digest=examples.digest,
+        estimator="",
+        settings=score_settings({}, how, scorer),
+        behaviours=[BehaviourFacts.of(kind)],
+    )
+    save_result(run, Result(facts, pd.concat(blocks, ignore_index=True)))
 
 
 def mean_scores(run: Run, result: Result) -> pd.DataFrame:
@@ -79,13 +125,12 @@ def mean_scores(run: Run, result: Result) -> pd.DataFrame:
     (kind,) = result.behaviours.values()
     sources = with_sources(run.evaluation_set(result.facts.set_name)).get(CLUSTER)
     numbers = None if sources is None else pd.factorize(sources)[0]
-    bounded = (kind.lowest, kind.highest) == (0.0, 1.0)
     rows = []
     for stage in result.trust:
         own = result.table[result.table["stage"] == stage]
         effect = own["effect"].to_numpy()
         known = np.isfinite(effect)
-        spread = mean_spread(effect, numbers, bounded)
+        spread = mean_spread(effect, numbers, is_fraction(kind))
         means = {n: own[n][known].mean() for n in ("final", "without", "effect")}
         low, high = spread.ends() if known.any() else (np.nan, np.nan)
         counts = {"n": int(known.sum()), "missing": int((~known).sum())}
@@ -95,22 +140,19 @@ def mean_scores(run: Run, result: Result) -> pd.DataFrame:
 
 def score_settings(settings: Mapping[str, Any], how: How, scorer: Scorer) -> dict[str, Any]:
     """The settings under which a table of scores is stored."""
-    return {**settings, "answers": {"version": VERSION, **how.facts}, "scorer": scorer.facts}
+    return {**settings, ANSWERS: {"version": VERSION, **how.facts}, SCORER: scorer.facts}
 
 
-def boundary_scores(
-    run: Run, set_name: str, answers: Answers, scorer: Scorer
-) -> dict[str, np.ndarray]:
-    """Boundary to the (N,) scores there, in training order; the last is the final model's."""
-    examples = run.evaluation_set(set_name)
-    prompts, references = prompts_of(examples), references_of(examples, scorer.reference)
-    names = {name: f"after:{name}" for name in (BASE, *(s.name for s in run.stages[:-1]))}
-    names[run.last.name] = "final"
-    return {
-        boundary: _scores(answers.models[name], scorer, prompts, references)["value"].to_numpy()
-        for boundary, name in names.items()
-        if name in answers.models
-    }
+def boundary_scores(run: Run, set_name: str, how: How, scorer: Scorer) -> dict[str, np.ndarray]:
+    """Boundary to the (N,) scores there, in training order; the last is the final model's.
+
+    Empty where :func:`scored` has stored none.
+    """
+    found = load_result(run, set_name, "score-boundaries", "", score_settings({}, how, scorer))
+    if found is None:
+        return {}
+    rows = found.table.groupby("boundary", sort=False)
+    return {str(boundary): own["value"].to_numpy() for boundary, own in rows}
 
 
 def _scores(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stagelens.contracts import ACCURACY, BASE, Behaviour
+from stagelens.contracts import ACCURACY, BASE, Behaviour, is_fraction
 from stagelens.runs.sets.clusters import CLUSTER
 
 from .contrasts import mean_spread
@@ -323,7 +323,8 @@ def _means(part: Mapping[str, np.ndarray], behaviour: Behaviour) -> dict[str, fl
     effect = part["effect"][known]
     clusters = None if clusters is None else clusters[known]
     gain = behaviour.sign * effect
-    spread = mean_spread(effect, clusters, behaviour.name == ACCURACY.name)
+    counted = behaviour.name == ACCURACY.name or is_fraction(behaviour)
+    spread = mean_spread(effect, clusters, counted)
     n = len(effect)
     return {
         "n": n,

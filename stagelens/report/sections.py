@@ -25,7 +25,8 @@ from stagelens.runs.run import Run
 from stagelens.runs.sets.clusters import Clusters, clusters
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust import draws, noise
-from stagelens.trust.estimates import Effects, as_effects, best_known, completed, stored_estimates
+from stagelens.trust.estimates import as_effects, best_known, completed, stored_estimates
+from stagelens.trust.stage_effects import Effects
 from stagelens.trust.verification import trusted
 from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text, phrase

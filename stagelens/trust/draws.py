@@ -25,7 +25,7 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 from stagelens.wording.numbers import predicted_time
 
-from .estimates import Effects
+from .stage_effects import Effects
 
 RECIPE = "of this recipe"
 """Name of the estimate whose effects are means over draws of the recipe."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stagelens.contracts import Behaviour
+from stagelens.contracts import SCORE, Behaviour, is_fraction, is_score
 
 _SHARES = ("accuracy", "probability")
 _PHRASES = {"probability": "probability of the label"}
@@ -12,11 +12,13 @@ _PHRASES = {"probability": "probability of the label"}
 
 def is_share(behaviour: Behaviour) -> bool:
     """Whether values lie in 0..1 and are printed as percentages, differences as points."""
-    return behaviour.name in _SHARES or behaviour.unit == "points"
+    return behaviour.name in _SHARES or behaviour.unit == "points" or is_fraction(behaviour)
 
 
 def phrase(behaviour: Behaviour) -> str:
     """The behaviour's name as used in a sentence, without an article."""
+    if is_score(behaviour):
+        return f"{behaviour.name.removeprefix(SCORE)} score"
     return _PHRASES.get(behaviour.name, behaviour.name)
 
 

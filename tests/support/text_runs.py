@@ -73,6 +73,23 @@ def record_prompts(path: Path, estimators: tuple[str, ...] = ("replay",)) -> Pat
     return path
 
 
+def record_answers(path: Path) -> Path:
+    """``prompts`` with answers to the set ``test`` and three scores; ``whole`` has none."""
+    from stagelens.effects.answers import answer
+    from stagelens.effects.scores import scored
+    from stagelens.measuring.generation import Generation
+    from stagelens.measuring.scorers import find_scorer
+
+    record_prompts(path)
+    run = stagelens.open_run(path)
+    how = Generation(max_tokens=6)
+    found = answer(run, "test", how)
+    habit = {"pattern": "T$|T[^T]", "better": "lower"}
+    for name, own in (("contains", {}), ("regex", {"pattern": "se"}), ("regex", habit)):
+        scored(run, "test", found, how, find_scorer(name, own))
+    return path
+
+
 def add_hostile_set(path: Path) -> None:
     """Add the set ``hostile``: every hostile text in every place that a set has for one."""
     run = stagelens.open_run(path)

@@ -86,7 +86,7 @@ def test_scores_are_an_effect_table_that_is_found_again(run: Run) -> None:
         expected = by_hand("final") - by_hand(f"without:{stage}")
         np.testing.assert_array_equal(rows["effect"], expected)
         assert rows["prediction"].tolist() == found.models["final"]["answer"].tolist()
-    at = boundary_scores(run, "test", found, scorer)
+    at = boundary_scores(run, "test", HOW, scorer)
     assert list(at) == [BASE, *STAGES]
     np.testing.assert_array_equal(at[STAGES[-1]], by_hand("final"))
     settings = score_settings(found.settings, HOW, scorer)

@@ -16,7 +16,8 @@ from stagelens.contracts import RunError
 from stagelens.effects import results, summary
 from stagelens.effects.computing import attribute, boundaries
 from stagelens.effects.results import FIRST, load_result, result_key
-from stagelens.trust.estimates import Effects, as_effects, best_known, stored_effects
+from stagelens.trust.estimates import as_effects, best_known, stored_effects
+from stagelens.trust.stage_effects import Effects
 from stagelens.trust.verification import keep_agreements, trusted, trusted_facts, verify
 from tests.support.loops import Plan, make_batches, make_task, record_plans
 
@@ -131,7 +132,7 @@ def test_parts_are_the_rows_of_the_whole(stored: stagelens.Run, name: str) -> No
 def test_what_was_not_looked_at_for_longest_is_let_go(stored: stagelens.Run, monkeypatch) -> None:
     late = lazily(stored, "replay")
     one = late.of("loss").memory_usage().sum()
-    monkeypatch.setattr("stagelens.trust.estimates._HELD", int(2.5 * one))
+    monkeypatch.setattr("stagelens.trust.stage_effects._HELD", int(2.5 * one))
     for name in ("margin", "loss", "probability"):
         late.of(name)
     assert list(late._rows) == ["loss", "probability"]

@@ -8,7 +8,8 @@ import pytest
 from stagelens.contracts import Behaviour
 from stagelens.effects.results import BehaviourFacts, Result, ResultFacts, joined
 from stagelens.estimators.stage_trust import StageTrust
-from stagelens.trust.estimates import Effects, best_of, completed
+from stagelens.trust.estimates import best_of, completed
+from stagelens.trust.stage_effects import Effects
 from stagelens.trust.verification import compare
 from tests.support.stage_trust import trust
 

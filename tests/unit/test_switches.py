@@ -17,7 +17,7 @@ from stagelens.analyses.switches import (
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects import summary
 from stagelens.effects.contrasts import share_interval
-from stagelens.trust.estimates import Effects
+from stagelens.trust.stage_effects import Effects
 from stagelens.wording.intervals import mean_interval
 from tests.support.coalitions import EXACT, made
 from tests.support.effect_tables import effect_table

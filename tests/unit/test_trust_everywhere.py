@@ -23,7 +23,8 @@ from stagelens.contracts import Trust
 from stagelens.effects.headlines import headlines
 from stagelens.effects.results import load_result
 from stagelens.runs.run import Run
-from stagelens.trust.estimates import Effects, as_effects
+from stagelens.trust.estimates import as_effects
+from stagelens.trust.stage_effects import Effects
 from stagelens.trust.verification import trusted
 from stagelens.ui.pieces import glossary
 from stagelens.wording.sentences import mean_sentence

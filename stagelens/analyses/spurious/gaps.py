@@ -14,7 +14,7 @@ from stagelens.effects.groups import GroupMetrics, crossed, group_metrics
 from stagelens.effects.summary import by_stage, of_behaviour, right_answers
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.sets.clusters import CLUSTER
-from stagelens.trust.estimates import Effects
+from stagelens.trust.stage_effects import Effects
 from stagelens.wording.intervals import group_error
 from stagelens.wording.numbers import amount_text
 from stagelens.wording.sentences import Part, Sentence

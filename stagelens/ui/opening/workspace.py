@@ -12,7 +12,7 @@ from types import MappingProxyType
 import streamlit as st
 
 from stagelens.analyses.slices.saved import Slice
-from stagelens.contracts import ACCURACY, Behaviour, StageLensError, TaskTraits
+from stagelens.contracts import ACCURACY, SCORE, Behaviour, StageLensError, TaskTraits, is_score
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.tasks import traits, why_missing
@@ -106,7 +106,10 @@ class Workspace:
 
 
 def open_workspace(
-    title: str, effects: bool = True, unused: Mapping[str, str] | None = _NOTHING
+    title: str,
+    effects: bool = True,
+    unused: Mapping[str, str] | None = _NOTHING,
+    scores: bool = False,
 ) -> Workspace | None:
     """Draw a page's frame and open what it looks at; None after showing what to do instead.
 
@@ -116,13 +119,14 @@ def open_workspace(
             computed in the background.
         unused: Control of the bar to the reason why the page does not look at it; None where it
             looks at none of them but the set.
+        scores: Whether the page shows scores of answers too, as behaviours of the bar.
     """
     components.start_page(title)
     path = start.current_run()
     if path is None:
         return None
     try:
-        workspace = _open(path, title, effects, unused)
+        workspace = _open(path, title, effects, unused, scores)
     except StageLensError as error:
         components.error_state(str(error))
         return None
@@ -135,7 +139,7 @@ def open_workspace(
 
 
 def _open(
-    path: Path, title: str, with_effects: bool, unused: Mapping[str, str] | None
+    path: Path, title: str, with_effects: bool, unused: Mapping[str, str] | None, with_scores: bool
 ) -> Workspace | None:
     at = loaders.source(path)
     try:
@@ -161,7 +165,7 @@ def _open(
             row.pick(bar.LEAF, ends, "This run has no leaf {asked}")
         examples = _choose_set(at, row, names)
         row.facts = _facts(run, examples, title)
-        chosen, effects, by, groups = _fill(at, run, examples, row, with_effects)
+        chosen, effects, by, groups = _fill(at, run, examples, row, with_effects, with_scores)
     _problems(run)
     computable = _buildable(at, run, names[0]) and _fits(run, examples)
     workspace = Workspace(at, run, examples, effects, by, groups, chosen, computable)
@@ -268,7 +272,12 @@ def _choose_set(at: Source, row: bar.Row, names: Sequence[str]) -> EvaluationSet
 
 
 def _fill(
-    at: Source, run: Run, examples: EvaluationSet, row: bar.Row, with_effects: bool
+    at: Source,
+    run: Run,
+    examples: EvaluationSet,
+    row: bar.Row,
+    with_effects: bool,
+    with_scores: bool,
 ) -> tuple[Bar, Effects | None, str | None, tuple[str, ...]]:
     """The other controls: what is chosen, the estimator's effects, the groups and their column."""
     name = examples.name
@@ -277,10 +286,15 @@ def _fill(
     several = (bar.BY,) if len(columns) > 1 or state.chosen(bar.BY) else ()
     row.place(bar.MEASURE, *several, bar.GROUP, bar.STAGE, bar.ESTIMATOR)
     behaviours, effects = _choose_estimator(at, name, row, with_effects)
+    if not with_scores:
+        behaviours = {each: kind for each, kind in behaviours.items() if not is_score(kind)}
+    scored = not with_scores and (state.chosen(bar.MEASURE) or "").startswith(SCORE)
     measure = row.pick(
         bar.MEASURE,
         list(behaviours),
-        f"Set {name} has no behaviour {{asked}}",
+        "This page shows no scores, so not {asked}"
+        if scored
+        else f"Set {name} has no behaviour {{asked}}",
         help=bar.behaviours_help(behaviours),
     )
     by = next(iter(columns), None)
@@ -304,6 +318,7 @@ def _fill(
     if group is not None and group not in groups:
         of, group = group, of_slices[group]
     behaviour = ACCURACY if measure is None else behaviours[measure]
+    effects = None if effects is None or measure is None else effects.about(measure)
     return Bar(behaviour, of, group, stage), effects, by, groups
 
 

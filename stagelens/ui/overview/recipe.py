@@ -6,7 +6,7 @@ import streamlit as st
 
 from stagelens.effects.draws import FEWEST, NAMES
 from stagelens.trust.draws import RECIPE
-from stagelens.trust.estimates import Effects
+from stagelens.trust.stage_effects import Effects
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
 from stagelens.ui.reading import drawn, loaders

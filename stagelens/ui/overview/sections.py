@@ -11,7 +11,7 @@ import streamlit as st
 from stagelens import charts
 from stagelens.analyses.shares.sentences import QUESTIONS
 from stagelens.analyses.shares.share_table import WITHOUT
-from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.contracts import ACCURACY, Behaviour, is_score
 from stagelens.effects.headlines import FEWEST
 from stagelens.report.provenance import RECORDED
 from stagelens.runs.merge_words import merge_words
@@ -28,7 +28,7 @@ from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import MOST, listed
 from stagelens.wording.hand_overs import end_lines, hand_over_lines
 from stagelens.wording.intervals import mean_interval
-from stagelens.wording.numbers import axis_unit, count_text, is_share
+from stagelens.wording.numbers import axis_unit, count_text, is_share, phrase
 from stagelens.wording.objectives import objective_lines
 from stagelens.wording.sentences import mean_sentence
 from stagelens.wording.signs import POSITIVE_IS, gain
@@ -117,7 +117,7 @@ def credit_and_blame(
     means = loaders.stage_summary(*parts, by, group)
     about = focus.examples(workspace.noun)
     st.header(components.plain(f"Credit and blame on {about}"), anchor=False)
-    reading = readings.choose()
+    reading = WITHOUT if is_score(behaviour) else readings.choose()
     if reading != WITHOUT:
         if effects.estimator == RECIPE:
             if drawn_shares.of_recipe(workspace, behaviour, by, group, reading):
@@ -127,7 +127,7 @@ def credit_and_blame(
         shares.adding_up(workspace, behaviour, by, group, reading)
         return
     components.text_block(
-        f"{QUESTIONS[WITHOUT]} Mean stage effect on the {behaviour.name} of {about}: what each "
+        f"{QUESTIONS[WITHOUT]} Mean stage effect on the {phrase(behaviour)} of {about}: what each "
         "stage made better (credit) and worse (blame) for individual examples, and the net of the "
         "two.",
         muted=True,

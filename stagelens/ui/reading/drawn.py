@@ -12,7 +12,7 @@ from stagelens.trust import drawn_coalitions
 from stagelens.trust import draws as stored
 from stagelens.trust.drawn_coalitions import FOLDER
 from stagelens.trust.draws import DrawFacts
-from stagelens.trust.estimates import Effects
+from stagelens.trust.stage_effects import Effects
 
 from .sources import MEASURED, Source, run
 

@@ -25,12 +25,14 @@ from stagelens.runs.sets.clusters import CLUSTER, Clusters
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust import estimates, noise
 from stagelens.trust.draws import RECIPE
-from stagelens.trust.estimates import Effects, stored_effects
+from stagelens.trust.estimates import stored_effects
+from stagelens.trust.score_effects import with_scores
+from stagelens.trust.stage_effects import Effects
 from stagelens.trust.verification import trusted_facts
 from stagelens.wording import sentences
 from stagelens.wording.numbers import count_text
 
-from . import drawn
+from . import drawn, scored
 from .sources import MEASURED, Source, run
 from .sources import ends as ends
 from .sources import source as source
@@ -139,12 +141,11 @@ def effects(at: Source, set_name: str, estimate: str) -> Effects | None:
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
 def _measured(at: Source, set_name: str, estimate: str) -> Effects | None:
-    known = facts(at, set_name, estimate)
-    if known is None:
-        return None
-    return stored_effects(
-        run(at), estimate, known, labelled(at, set_name), orders(at, set_name), coded=True
-    )
+    known, own = facts(at, set_name, estimate), None
+    if known is not None:
+        about = labelled(at, set_name), orders(at, set_name)
+        own = stored_effects(run(at), estimate, known, *about, coded=True)
+    return with_scores(run(at), estimate, own, scored.scores(at, set_name), coded=True)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=MEASURED)
@@ -166,8 +167,9 @@ def best_known(at: Source, set_name: str, estimate: str) -> Effects | None:
 
 
 def available(at: Source, set_name: str) -> list[str]:
-    """Estimates that have a table for this set, best first."""
-    return list(stored_estimates(at, set_name))
+    """Estimates that have a table for this set, best first; those of scores alone come last."""
+    of_scores = (estimate for one in scored.scores(at, set_name).values() for estimate in one.facts)
+    return list(dict.fromkeys([*stored_estimates(at, set_name), *of_scores]))
 
 
 def boundaries(
@@ -200,6 +202,10 @@ def _boundary(
     # Accuracy is not stored: it follows from predictions, which every behaviour repeats.
     measured = FIRST if behaviour == ACCURACY.name else behaviour
     columns = ("boundary", "behaviour", "example_id", "value", "prediction")
+    if behaviour in scored.scores(at, set_name):
+        rows = scored.at_boundaries(at, set_name, behaviour, boundary)
+        own = examples(at, set_name)[["example_id", *([] if by is None else [by])]]
+        return None if rows is None else rows.merge(own, on="example_id")
     found = load_result(
         *(run(at), evaluation_set(at, set_name), "boundaries"),
         coded=True,
@@ -290,7 +296,8 @@ def headlines(
     too = strongest.meant_too(kind, found.behaviours)
     beside = None if too is None else (too, summaries(too.name))
     every = summaries(behaviour)
-    return strongest.of_summaries(every, kind, found.trust, noun, by, beside=beside)
+    trust = found.trust_of(behaviour)
+    return strongest.of_summaries(every, kind, trust, noun, by, beside=beside)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -316,7 +323,7 @@ def largest_difference(
     kind = found.behaviours[behaviour]
     rows = found.parts(behaviour, ("stage", "behaviour", "example_id", "effect", CLUSTER))
     return slice_effects.largest_difference(
-        *(rows, kind, found.trust, slices(at, set_name)[0]),
+        *(rows, kind, found.trust_of(behaviour), slices(at, set_name)[0]),
         *(orders(at, set_name), drawn.draws(at, set_name)),
     )
 

@@ -1,0 +1,100 @@
+"""Scores beside the effects of an estimate: further behaviours, each with a table of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from stagelens.contracts import RunError
+from stagelens.effects.results import ResultFacts, is_large, load_result, result_path
+from stagelens.effects.stored_scores import StoredScore
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.run import Run
+
+from .stage_effects import Effects
+
+_NOT_SCORED = "What the model without it answers has no scores."
+
+
+def with_scores(
+    run: Run,
+    estimate: str,
+    own: Effects | None,
+    scores: Mapping[str, StoredScore],
+    coded: bool = False,
+) -> Effects | None:
+    """Effects with the scores that there are by the same estimate.
+
+    Args:
+        run: The run.
+        estimate: Its name.
+        own: What was measured; None where there are scores alone.
+        scores: By name, of the same set; those by other estimates are left out.
+        coded: See ``results.load_result``.
+
+    Returns:
+        None where there is neither.
+    """
+    tables = {name: one for name, one in scores.items() if estimate in one.facts}
+    if not tables:
+        return own
+    stages = [stage.name for stage in run.stages]
+    judged = {name: _trust(one.facts[estimate], stages) for name, one in tables.items()}
+    behaviours = {name: one.behaviour for name, one in tables.items()}
+
+    def read(name: str, stage: str | None, columns: Sequence[str] | None) -> pd.DataFrame:
+        if name in tables:
+            return _read(run, tables[name].facts[estimate], name, stages, stage, coded)
+        assert own is not None, "pages ask only for behaviours that there are"
+        return own.of(name) if stage is None else own.of_stage(name, stage, columns or ())
+
+    if own is None:
+        first = next(iter(tables))
+        count = run.evaluation_set(tables[first].any.set_name).count
+        return Effects(estimate, behaviours, judged[first], read, is_large(count), None, judged)
+    behaviours = {**own.behaviours, **behaviours}
+    return Effects(estimate, behaviours, own.trust, read, own.by_stage, own.sources, judged)
+
+
+def _trust(facts: ResultFacts, stages: Sequence[str]) -> dict[str, StageTrust]:
+    """What is known of every stage of the run, also of those that were not scored."""
+    known = {each.stage: each for each in facts.stages}
+
+    def nothing(name: str) -> StageTrust:
+        return StageTrust(
+            stage=name, estimator=facts.estimator, trust="refused", reason=_NOT_SCORED
+        )
+
+    return {name: known.get(name) or nothing(name) for name in stages}
+
+
+def _read(
+    run: Run, facts: ResultFacts, name: str, stages: Sequence[str], stage: str | None, coded: bool
+) -> pd.DataFrame:
+    """The rows of a score under the name of pages, with empty ones of stages without scores."""
+    there = [each.stage for each in facts.stages]
+    asked = stage if stage in there or stage is None else there[0]
+    found = load_result(
+        *(run, facts.set_name, "scores", facts.estimator, facts.settings),
+        *(coded, facts.behaviours[0].name, asked),
+    )
+    if found is None:
+        raise RunError(
+            f"{result_path(run, facts)} is damaged or was deleted: the scores {name} on set "
+            f"{facts.set_name} cannot be read; delete it where it is still there, load the page "
+            "again, and score the answers again"
+        )
+    rows = found.table.assign(behaviour=name)
+    if stage is not None:
+        return rows if stage == asked else _without_numbers(rows, stage)
+    blank = rows[rows["stage"] == there[0]]
+    absent = [_without_numbers(blank, each) for each in stages if each not in there]
+    return pd.concat([rows, *absent], ignore_index=True) if absent else rows
+
+
+def _without_numbers(rows: pd.DataFrame, stage: str) -> pd.DataFrame:
+    nothing = pd.Series(None, index=rows.index, dtype=rows["prediction_without"].dtype)
+    return rows.assign(
+        stage=stage, without=float("nan"), effect=float("nan"), prediction_without=nothing
+    )

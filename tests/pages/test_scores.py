@@ -1,0 +1,107 @@
+"""Scores of answers on pages: a table of scorers by stage, and scores as behaviours."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from stagelens.effects.results import load_result, result_path
+from stagelens.effects.scores import mean_scores
+from stagelens.effects.stored_scores import stored_scores
+from stagelens.runs.run import open_run
+from tests.conftest import made_once
+from tests.pages.reading import check, labels, table, words
+from tests.support.text_runs import STAGES
+
+PAGE = "pages/1_Examples.py"
+SE, HABIT = "score:regex (pattern=se)", "score:regex (pattern=T$|T[^T])"
+
+
+@pytest.fixture(scope="session")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the run ``answers``. Read it only; copy it to change it."""
+    from tests.support.text_runs import record_answers
+
+    def make(home: Path) -> dict[str, str]:
+        record_answers(home / "answers")
+        return {}
+
+    return made_once(tmp_path_factory, "answers", make)[0]
+
+
+def bench(app: AppTest) -> str:
+    """The table of scores, as markup."""
+    return next((e.proto.body for e in app.get("html") if "sl-scores" in e.proto.body), "")
+
+
+def cells(app: AppTest) -> list[str]:
+    """What its cells say, row by row."""
+    found = re.findall(r"<div role='cell'.*?</div>", bench(app))
+    return [re.sub(r"<[^>]+>", " ", each).strip() for each in found]
+
+
+def test_scores_by_stage_come_first_on_the_overview(open_page, answered: Path) -> None:
+    app = check(open_page(answered, "run=answers"))
+    assert app.header[0].value == "What each stage did to the answers"
+    run = open_run(answered / "answers")
+    said = cells(app)
+    assert len(said) == 3 * (1 + len(STAGES))
+    for place, score in enumerate(stored_scores(run, "test").values()):
+        result = load_result(run, "test", "scores", "replay", score.facts["replay"].settings)
+        assert result is not None
+        own = said[4 * place : 4 * place + 4]
+        means = mean_scores(run, result)
+        assert f"{100 * means['final'].iloc[0]:.1f} %" in own[0]
+        for told, row in zip(own[1:], means.to_dict("records"), strict=True):
+            assert f"{100 * abs(row['effect']):.0f}" in told
+            # The intervals that the command prints, as far as there are such effects.
+            ends = [row["final"] - 1, row["low"]], [row["final"], row["high"]]
+            found = sorted(score.behaviour.sign * 100 * end for end in (max(ends[0]), min(ends[1])))
+            shown = re.search(r"(\S+) to (\S+)$", told)
+            assert shown is not None
+            printed = [float(each.replace("−", "-")) for each in shown.groups()]
+            assert printed == pytest.approx(found, abs=0.5)
+    assert "measure=score%3Acontains&amp;stage=general" in bench(app)
+    # Folded as a table, with a line for each scorer and stage.
+    app = check(open_page(answered, "run=answers&show-scores=true", folded=True))
+    assert len(table(app)) == 3 * len(STAGES)
+
+
+def test_a_set_without_scores_shows_those_of_others(open_page, answered: Path) -> None:
+    app = check(open_page(answered, "run=answers&set=whole"))
+    assert "set=test" in bench(app)
+    assert "score:contains" not in app.selectbox(key="measure").options
+
+
+def test_a_run_without_scores_has_no_table(open_page, text_runs: Path) -> None:
+    assert not bench(check(open_page(text_runs, "run=prompts")))
+
+
+def test_a_score_is_a_behaviour_of_the_overview(open_page, answered: Path) -> None:
+    app = check(open_page(answered, f"run=answers&measure={SE.replace('=', '%3D')}"))
+    assert app.selectbox(key="measure").value == SE
+    assert "regex (pattern=se) score" in words(app)
+    assert "general: exact" in words(app)
+    assert "Credit by" not in labels(app)
+
+
+def test_other_pages_say_that_they_show_no_scores(open_page, answered: Path) -> None:
+    for page in ("pages/3_Remove_a_stage.py", "pages/4_Trust.py"):
+        app = check(open_page(answered, "run=answers&measure=score:contains", page))
+        assert "This page shows no scores" in words(app)
+
+
+def test_scores_alone_are_enough(open_page, answered: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(answered / "answers", tmp_path / "home" / "answers"))
+    run = open_run(copy)
+    kept = [facts for s in stored_scores(run, "test").values() for facts in s.facts.values()]
+    for path in (copy / "results" / "tables").glob("*.parquet"):
+        if path not in [result_path(run, facts) for facts in kept]:
+            path.unlink()
+    app = check(open_page(copy.parent, "run=answers"))
+    assert app.selectbox(key="measure").options[0] == "score:contains"
+    assert len(cells(app)) == 12 and "base" not in bench(app)
