@@ -118,19 +118,19 @@ def test_a_replay_that_is_not_exact_is_judged_by_what_it_repeats(run: Run) -> No
 
 
 def test_answers_can_be_held_against_another_column(run: Run) -> None:
-    found = answer(run, "choices", HOW, stages=[])
+    found = answer(run, "choices", HOW, stages=[STAGES[-1]])
     final = dict(
         zip(*(found.models["final"][name] for name in ("example_id", "answer")), strict=True)
     )
     for column, wanted in (("reference", CHOICES), ("choices", [json.dumps(CHOICES)] * 3)):
         scorer = find_scorer("exact", {"as": "same", "reference": column})
-        own = boundary_scores(run, "choices", found, scorer)[STAGES[-1]]
+        own = scored(run, "choices", found, HOW, scorer).table["final"]
         expected = [
             float(a.strip() == w.strip()) for a, w in zip(final.values(), wanted, strict=True)
         ]
         assert own.tolist() == expected
     with pytest.raises(SetError, match=r"no column 'claim'.* it has reference, choices"):
-        boundary_scores(run, "choices", found, find_scorer("exact", {"reference": "claim"}))
+        scored(run, "choices", found, HOW, find_scorer("exact", {"reference": "claim"}))
 
 
 def test_samples_have_a_mean_and_a_deviation(run: Run) -> None:
