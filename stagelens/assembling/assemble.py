@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from stagelens.contracts import (
     Task,
     no_progress,
 )
-from stagelens.runs.files import new_folder, write_json
+from stagelens.runs.files import Hashing, new_folder, write_json
 from stagelens.runs.lineage import NEWEST
 from stagelens.runs.remote import local_folders
 from stagelens.runs.run import Run, open_run
@@ -283,7 +282,7 @@ def _bring(
     target.parent.mkdir(parents=True, exist_ok=True)
     if own:
         source = source.replace(target)
-    hasher, size, whole = hashlib.sha256(), 0, max(source.stat().st_size, 1)
+    hashing, size, whole = Hashing(), 0, max(source.stat().st_size, 1)
     with open(source, "rb") as original:
         if link and not own:
             try:
@@ -300,14 +299,14 @@ def _bring(
             ThreadPoolExecutor(1, "hash") as beside,
         ):
             while block := original.read(_BLOCK):
-                hashed = beside.submit(hasher.update, block)  # while it is written
+                hashed = beside.submit(hashing.update, block)  # while it is written
                 size += copy.write(block)
                 hashed.result()
                 progress(min(size / whole, 1.0), source.name)
             if not (link or own):
                 copy.flush()
                 os.fsync(copy.fileno())
-    return FileRef(path=relative, sha256=hasher.hexdigest(), bytes=size)
+    return hashing.reference(relative)
 
 
 def _set_name(file: Path) -> str:

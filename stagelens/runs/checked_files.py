@@ -11,7 +11,7 @@ from threading import Event
 
 from stagelens.contracts import RunError
 
-from .files import sha256_of
+from .files import is_as_recorded
 from .remote import Origin
 from .schema import FileRef
 
@@ -42,7 +42,7 @@ class CheckedFiles:
         return self._origin is not None
 
     def path(self, reference: FileRef) -> Path:
-        """The file's path, once its size and sha256 are found to be as recorded.
+        """The file's path, once its size and its quickest digest are found to be as recorded.
 
         Raises:
             RunError: Missing, outside the run folder, truncated or edited; names the file.
@@ -52,14 +52,25 @@ class CheckedFiles:
             if self._beside is not None:
                 self._beside.hash([(reference, path)])
                 return path
-            found = sha256_of(path)
+            fits = is_as_recorded(path, reference)
             # The copy in the cache may be what was damaged: fetch it again before refusing the run.
-            if self._origin is not None and found != reference.sha256:
+            if self._origin is not None and not fits:
                 self._origin.drop(reference.path)
-                found = sha256_of(self.present(reference))
-            if found != reference.sha256:
+                fits = is_as_recorded(self.present(reference), reference)
+            if not fits:
                 raise _changed(path)
             self._checked[reference.path] = _times(path)
+        return path
+
+    def verified(self, reference: FileRef) -> Path:
+        """As :meth:`path`, by every digest of the file, and anew.
+
+        Raises:
+            RunError: As there.
+        """
+        path = self.path(reference)
+        if not is_as_recorded(path, reference, whole=True):
+            raise _changed(path)
         return path
 
     def written(self, references: Sequence[FileRef]) -> None:
@@ -178,22 +189,22 @@ class _Beside:
         # They mostly wait: for the disk, and for their turn on the cores.
         self._pool = ThreadPoolExecutor(_AT_ONCE, "hash")
         self._known: dict[str, tuple[int, int]] = {}
-        self._jobs: list[tuple[FileRef, Path, Future[str]]] = []
+        self._jobs: list[tuple[FileRef, Path, Future[bool]]] = []
 
     def hash(self, files: Sequence[tuple[FileRef, Path]]) -> None:
         """Begin to hash files, but those that are being hashed already."""
         new = [(reference, path) for reference, path in files if reference.path not in self._known]
         for reference, path in new:
             self._known[reference.path] = _times(path)
-            job: Future[str] = Future()
+            job: Future[bool] = Future()
             self._jobs.append((reference, path, job))
         if new:
             self._pool.submit(self._work, self._jobs[-len(new) :])
 
-    def _work(self, jobs: Sequence[tuple[FileRef, Path, Future[str]]]) -> None:
-        for _, path, job in jobs:
+    def _work(self, jobs: Sequence[tuple[FileRef, Path, Future[bool]]]) -> None:
+        for reference, path, job in jobs:
             try:
-                job.set_result(sha256_of(path, self._stop.is_set))
+                job.set_result(is_as_recorded(path, reference, stop=self._stop.is_set))
             except OSError as error:
                 job.set_exception(error)
 
@@ -204,7 +215,7 @@ class _Beside:
             RunError: One is not as it was recorded, or was written to meanwhile.
         """
         for reference, path, job in self._jobs:
-            if job.result() != reference.sha256 or _times(path) != self._known[reference.path]:
+            if not job.result() or _times(path) != self._known[reference.path]:
                 raise _changed(path)
         return self._known
 
@@ -220,5 +231,5 @@ _AT_ONCE = 4
 
 def _changed(path: Path) -> RunError:
     return RunError(
-        f"{path} was changed after it was recorded (its sha256 differs); restore the original file"
+        f"{path} was changed after it was recorded (its digest differs); restore the original file"
     )

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import xxhash
 from pydantic import BaseModel, ValidationError
 
 from stagelens.compute import temporaries
@@ -30,18 +31,80 @@ _LARGEST_JSON = 256 * 2**20
 _BLOCK = 2**20
 
 
-def sha256_of(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
-    """sha256 of a file's bytes, read in blocks.
+class Hashing:
+    """Both digests of a file, of its bytes in order: sha256, and xxh3-128."""
+
+    def __init__(self) -> None:
+        self._sha256, self._xxh3, self._size = hashlib.sha256(), xxhash.xxh3_128(), 0
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Add the next bytes."""
+        # Without the interpreter's lock, where they are many.
+        self._sha256.update(data)
+        self._xxh3.update(data)
+        self._size += len(data)
+
+    def reference(self, relative: str) -> FileRef:
+        """What is known of the file, at its place in the run folder."""
+        return FileRef(
+            path=relative,
+            sha256=self._sha256.hexdigest(),
+            xxh3=self._xxh3.hexdigest(),
+            bytes=self._size,
+        )
+
+
+def reference_of(path: Path, relative: str) -> FileRef:
+    """The reference of a file that is being brought into a run folder; reads it once.
+
+    Args:
+        path: Where it is now.
+        relative: Where it will be in the run folder, with forward slashes.
+    """
+    hashing = Hashing()
+    _each_block(path, hashing.update)
+    return hashing.reference(relative)
+
+
+def is_as_recorded(
+    path: Path, reference: FileRef, whole: bool = False, stop: Callable[[], bool] = lambda: False
+) -> bool:
+    """Whether a file has the bytes that were recorded, by its quickest digest.
 
     Args:
         path: The file.
-        stop: Asked between blocks whether to give up; the digest is then that of no file.
+        reference: What was recorded of it.
+        whole: Whether sha256 has to agree too, where another digest is quicker.
+        stop: Asked between blocks whether to give up; what is returned then means nothing.
     """
-    hasher, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    quick = None if reference.xxh3 is None else xxhash.xxh3_128()
+    slow = hashlib.sha256() if whole or quick is None else None
+    used = [each for each in (quick, slow) if each is not None]
+
+    def update(block: memoryview) -> None:
+        for each in used:
+            each.update(block)
+
+    _each_block(path, update, stop)
+    return (quick is None or quick.hexdigest() == reference.xxh3) and (
+        slow is None or slow.hexdigest() == reference.sha256
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes, read in blocks."""
+    hasher = hashlib.sha256()
+    _each_block(path, hasher.update)
+    return hasher.hexdigest()
+
+
+def _each_block(
+    path: Path, use: Callable[[memoryview], object], stop: Callable[[], bool] = lambda: False
+) -> None:
+    block = memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as file:
         while (size := file.readinto(block)) and not stop():
-            hasher.update(block[:size])  # without the interpreter's lock, as large as it is
-    return hasher.hexdigest()
+            use(block[:size])
 
 
 def read_only() -> bool:
@@ -184,9 +247,7 @@ def write_file(
     with atomic_path(target, sync_folder=sync_folder) as temporary:
         writer(temporary)
         # Hashed before the rename, so that nobody else can have replaced the file.
-        reference = FileRef(
-            path=relative, sha256=sha256_of(temporary), bytes=temporary.stat().st_size
-        )
+        reference = reference_of(temporary, relative)
     return reference
 
 

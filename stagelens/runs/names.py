@@ -46,3 +46,4 @@ def check_relative(path: str) -> str:
 Name = Annotated[str, AfterValidator(check_name)]
 RelativePath = Annotated[str, AfterValidator(check_relative)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]

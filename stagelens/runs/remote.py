@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from stagelens.compute import temporaries
 from stagelens.contracts import RunError, StageLensError
 
-from .files import atomic_path, read_json, sha256_of, write_json
+from .files import atomic_path, is_as_recorded, read_json, write_json
 from .schema import FileRef, check_relative
 
 SIZE = "20GB"
@@ -231,7 +231,7 @@ class Origin:
                 f"{self.url}/{reference.path} is missing; restore it from where the run was "
                 "recorded"
             )
-        self._fetch(reference.path, entry, reference.sha256)
+        self._fetch(reference.path, entry, reference)
 
     def entry(self, relative: str) -> Entry | None:
         """What is there of a file, or None."""
@@ -244,14 +244,15 @@ class Origin:
         (self.root / relative).unlink(missing_ok=True)
         self._note_path(relative).unlink(missing_ok=True)
 
-    def _fetch(self, relative: str, entry: Entry, sha256: str | None = None) -> None:
+    def _fetch(self, relative: str, entry: Entry, reference: FileRef | None = None) -> None:
         self._make_room(entry.bytes, relative)
         with _reading(self.url), atomic_path(self.root / relative, sync_folder=False) as temporary:
             files, root = _file_system(self.url)
             files.get_file(f"{root}/{relative}", str(temporary))
-            if sha256 is not None and sha256_of(temporary) != sha256:
+            # Whoever brings it from elsewhere brings what it is: by sha256 too.
+            if reference is not None and not is_as_recorded(temporary, reference, whole=True):
                 raise RunError(
-                    f"{self.url}/{relative} was changed after it was recorded (its sha256 "
+                    f"{self.url}/{relative} was changed after it was recorded (its digest "
                     "differs); restore the original file"
                 )
         self._write_note(relative, entry)

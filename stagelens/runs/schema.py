@@ -12,7 +12,7 @@ Layout::
     sets/test/set.json, examples.parquet      SetFile
     results/                          derived; keyed by digest, never part of the run digest
 
-Every file that ``stage.json`` names comes with its sha256; ``run.json`` holds the sha256 of each
+Every file that ``stage.json`` names comes with its digests; ``run.json`` holds the sha256 of each
 finished ``stage.json``. So the run digest covers the recorded training, and nothing else. Each of
 the JSON files has a ``checksum`` over all that it says.
 """
@@ -42,7 +42,7 @@ from .boundary_facts import (
     Tokenising,
     WeightAverage,
 )
-from .names import Name, RelativePath, Sha256
+from .names import Name, RelativePath, Sha256, Xxh3
 from .names import check_name as check_name
 from .names import check_relative as check_relative
 from .objective_facts import ObjectiveFacts
@@ -67,11 +67,26 @@ class Versioned(_Model):
 
 
 class FileRef(_Model):
-    """A file of the run folder, with what proves that it was not changed."""
+    """A file of the run folder, with what proves that it was not changed.
+
+    Attributes:
+        path: Inside the run folder.
+        sha256: Of its bytes: what the file is. Digests of runs, and what is stored once, go by it.
+        xxh3: xxh3-128 of the same bytes, ten times as quick: whether the file is as it was written.
+            None in what earlier versions wrote; sha256 says that too.
+        bytes: How many they are.
+    """
 
     path: RelativePath
     sha256: Sha256
+    xxh3: Xxh3 | None = None
     bytes: int = Field(ge=0)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What an earlier version wrote stays, byte for byte, when it is written again.
+        said: dict[str, Any] = written(self)
+        return {name: value for name, value in said.items() if value is not None}
 
 
 class HeldBefore(_Model):

@@ -25,7 +25,7 @@ from stagelens.contracts import RunError
 
 from .checked_files import CheckedFiles
 from .data_rows import StageRows
-from .files import sha256_of, write_file
+from .files import reference_of, write_file
 from .packed import PackedStacks, pack
 from .schema import FileRef, PartRef, digest
 from .step_records import StepRecord, of_all
@@ -201,7 +201,7 @@ def discover_parts(files: CheckedFiles, folder: str) -> list[PartRef]:
                 PartRef(
                     first_step=table.column("step")[0].as_py(),
                     steps=table.num_rows,
-                    table=FileRef(path=relative, sha256=sha256_of(path), bytes=path.stat().st_size),
+                    table=reference_of(path, relative),
                     batches=FileRef.model_validate_json(named) if named else None,
                 )
             )

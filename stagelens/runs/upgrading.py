@@ -34,7 +34,7 @@ def upgrade(run: Run) -> list[str]:
         )
     for stage in run.stages:
         for reference in stage.facts.files():
-            run.files.path(reference)
+            run.files.verified(reference)
     run.task_assets()
     written = [_set_file(run, name) for name in run.set_names]
     if is_sealed(run.path / "run.json") is None:

@@ -78,7 +78,7 @@ def _files(run: Run, stage: Stage) -> Iterator[Checked]:
     wrong = []
     for reference in named:
         try:
-            run.files.path(reference)
+            run.files.verified(reference)
         except StageLensError as error:
             wrong.append(Checked(what, False, str(error)))
     yield from wrong or [Checked(what, True, f"{count_text(len(named), 'file')} as recorded")]

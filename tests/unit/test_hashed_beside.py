@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from stagelens.analyses.removal import saving
 from stagelens.analyses.removal.spec import Edit
 from stagelens.contracts import Refused, RunError
 from stagelens.runs import checked_files
-from stagelens.runs.files import sha256_of
+from stagelens.runs.files import is_as_recorded
 from tests.support.checkpoints import classifiers
 
 EDIT = Edit(estimator="task-vector", strengths={"sft": 1.0})
@@ -31,11 +31,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
     """How often each file was hashed."""
     counts: Counter[Path] = Counter()
 
-    def counted(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
+    def counted(path: Path, *args: Any, **kwargs: Any) -> bool:
         counts[path] += 1
-        return sha256_of(path, stop)
+        return is_as_recorded(path, *args, **kwargs)
 
-    monkeypatch.setattr(checked_files, "sha256_of", counted)
+    monkeypatch.setattr(checked_files, "is_as_recorded", counted)
     return counts
 
 

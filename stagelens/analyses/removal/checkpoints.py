@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,27 +131,31 @@ def _write_weights(
 
     total = sum(tensor.facts.bytes for shard in shards.values() for tensor in shard.values())
     done, finite = 0, True
-    for number, (file, shard) in enumerate(shards.items()):
+    # Flushed while the next one is computed: the disk need not wait for the processor.
+    with ThreadPoolExecutor(1, "flush") as beside:
+        flushes = []
+        for number, (file, shard) in enumerate(shards.items()):
 
-        def blocks(name: str, own: Mapping[str, _Tensor] = shard, where: int = number) -> Any:
-            nonlocal done, finite
-            floating = own[name].facts.dtype.is_floating_point
-            for block in flat_blocks(weights, own[name].own_name):
-                if finite and floating and not all_finite(block):
-                    finite = False
-                    not_finite()
-                yield block
-                done += block.nbytes
-            if progress is not None:
-                progress(done / total, f"Writing file {where + 1} of {len(shards)}")
+            def blocks(name: str, own: Mapping[str, _Tensor] = shard, where: int = number) -> Any:
+                nonlocal done, finite
+                floating = own[name].facts.dtype.is_floating_point
+                for block in flat_blocks(weights, own[name].own_name):
+                    if finite and floating and not all_finite(block):
+                        finite = False
+                        not_finite()
+                    yield block
+                    done += block.nbytes
+                if progress is not None:
+                    progress(done / total, f"Writing file {where + 1} of {len(shards)}")
 
-        tensors = {name: tensor.facts for name, tensor in shard.items()}
-        with open(folder / file, "xb") as opened:
-            # Without this entry from_pretrained refuses the file.
-            write_tensors(opened, tensors, blocks, {"format": "pt"})
-            opened.flush()
+            tensors = {name: tensor.facts for name, tensor in shard.items()}
+            with open(folder / file, "xb") as opened:
+                # Without this entry from_pretrained refuses the file.
+                write_tensors(opened, tensors, blocks, {"format": "pt"})
             # The folder is renamed at the end; a crash after that must not leave empty files in it.
-            os.fsync(opened.fileno())
+            flushes.append(beside.submit(_flush, folder / file))
+        for flush in flushes:
+            flush.result()
     if len(shards) > 1:
         places = {name: file for file, shard in shards.items() for name in shard}
         index = {"metadata": {"total_size": total}, "weight_map": places}
@@ -159,6 +164,11 @@ def _write_weights(
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _write(path: Path, content: bytes) -> None:

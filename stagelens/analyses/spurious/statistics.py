@@ -30,8 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.special import stdtr
-from scipy.stats import norm, rankdata
+from scipy.special import ndtr, stdtr
 
 from stagelens.effects.resampling import numbered
 from stagelens.wording.quantiles import t_quantile
@@ -232,6 +231,8 @@ def _compared(
         n1: (P,) how many have each feature.
         values: (n,), or (n, P) where each feature has its own.
     """
+    from scipy.stats import rankdata  # here, because it takes a while
+
     count = len(values)
     n0 = count - n1
     sums, squares = _sums(members, values), _sums(members, values**2)
@@ -247,7 +248,7 @@ def _compared(
         # variance S^2 / n1 * (N - n1) / N.
         z = (_sums(members, ranks) / n1 - (count + 1) / 2) / np.sqrt(spread * n0 / (n1 * count))
     # Where all values are equal z is 0 / 0, and nothing speaks for the feature: p is 1.
-    p = 2 * norm.sf(np.abs(np.nan_to_num(z)))
+    p = 2 * ndtr(-np.abs(np.nan_to_num(z)))
     squares = var1**2 / np.maximum(n1 - 1, 1) + var0**2 / np.maximum(n0 - 1, 1)
     # Without any variance all freedom is as good.
     freedom = np.where(squares > 0, (var1 + var0) ** 2 / np.where(squares > 0, squares, 1), n1)
@@ -258,6 +259,8 @@ def _of_ranks(
     members: sparse.csr_matrix, n1: np.ndarray, values: np.ndarray, place: np.ndarray
 ) -> np.ndarray:
     """P of the difference of mean ranks over its clustered error; 1 where that is not known."""
+    from scipy.stats import rankdata  # here, because it takes a while
+
     ranks = rankdata(values, axis=0)
     sums = _sums(members, ranks)
     difference = sums / n1 - (ranks.sum(axis=0) - sums) / (len(ranks) - n1)
