@@ -20,15 +20,11 @@ from torch import inference_mode
 from stagelens.contracts import Behaviour, Example, Refused, Task, TaskError, TokenValues
 from stagelens.effects.computing import Without, combined, weighed
 from stagelens.effects.results import EFFECT_COLUMNS, ResultFacts
-from stagelens.estimators.counterfactuals import (
-    Cached,
-    changed_nothing,
-    counterfactuals,
-    find_cached,
-)
+from stagelens.estimators.counterfactuals import changed_nothing, counterfactuals
 from stagelens.estimators.protocol import Estimator
 from stagelens.estimators.registry import free_estimator, make_estimator
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.estimators.stored_counterfactuals import Cached, find_cached
 from stagelens.measuring.loaded_weights import LoadedWeights
 from stagelens.measuring.models import Measured, read
 from stagelens.runs.run import Run, Stage

@@ -38,6 +38,7 @@ from . import (
     sizing,
     spurious,
     training_data,
+    without_data,
 )
 from .ending import at_end
 from .terminal import one_line, say
@@ -57,6 +58,7 @@ for group in (
     attributing,
     contributing,
     training_data,
+    without_data,
     spurious,
     locating,
     following,

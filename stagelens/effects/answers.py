@@ -23,11 +23,12 @@ from stagelens.contracts import (
     SetError,
     no_progress,
 )
-from stagelens.estimators.counterfactuals import check_final, counterfactuals, diverged
+from stagelens.estimators.counterfactuals import check_final, counterfactuals
 from stagelens.estimators.protocol import METHOD, Counterfactual, Estimator
 from stagelens.estimators.registry import make_estimator, method_of
 from stagelens.estimators.replay_check import check_steps
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.estimators.stored_counterfactuals import diverged
 from stagelens.measuring.choices import Norm, Question, chosen
 from stagelens.measuring.generation import Generation, generate, generating
 from stagelens.measuring.models import empty_model

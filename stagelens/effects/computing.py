@@ -20,7 +20,7 @@ from stagelens.contracts import (
     RunError,
     no_progress,
 )
-from stagelens.estimators.counterfactuals import check_final, counterfactuals, diverged
+from stagelens.estimators.counterfactuals import check_final, counterfactuals
 from stagelens.estimators.course import unlike_the_bench
 from stagelens.estimators.evidence import PairedEvidence
 from stagelens.estimators.expected_error import judged, judged_replay
@@ -28,6 +28,7 @@ from stagelens.estimators.protocol import METHOD, Counterfactual
 from stagelens.estimators.registry import find, make_estimator, method_of
 from stagelens.estimators.replay_check import check_again, check_steps
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.estimators.stored_counterfactuals import diverged
 from stagelens.measuring.models import (
     Measured,
     answers_as_the_final_model,

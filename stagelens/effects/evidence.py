@@ -16,8 +16,10 @@ from stagelens.runs.states import Weights
 
 
 def is_estimate(run: Run, counterfactual: Counterfactual) -> bool:
-    """Whether its error has to be estimated: no replay, and not of the last stage."""
+    """Whether its error has to be estimated, and can be: no replay, not of the last stage."""
     trust = counterfactual.trust
+    if counterfactual.part:
+        return False
     later = run.stage(counterfactual.stage).index < run.last.index
     return later and trust.trust == "estimated" and trust.estimator != REPLAY
 
@@ -34,6 +36,8 @@ def models_of(run: Run, counterfactual: Counterfactual) -> list[Weights]:
     if counterfactual.weights is None:
         return []
     stage = run.stage(counterfactual.stage)
+    if counterfactual.part and (twins := counterfactual.twins) is not None:
+        return [counterfactual.weights, twins.factual, twins.counterfactual]
     if counterfactual.twins is None:
         repeated = counterfactual.repeated
         if repeated is not None:

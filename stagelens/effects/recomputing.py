@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from stagelens.estimators.counterfactuals import changed_nothing, counterfactuals, find_cached
+from stagelens.estimators.counterfactuals import changed_nothing, counterfactuals
 from stagelens.estimators.protocol import Estimator
 from stagelens.estimators.registry import make_estimator
+from stagelens.estimators.stored_counterfactuals import find_cached
 from stagelens.measuring.models import BATCH_SIZE, measure
 from stagelens.runs.run import Run, Stage
 

@@ -113,10 +113,12 @@ class CoarseReplay(Estimator):
         """Those that have so few later stages that all of them are replayed exactly."""
         return [s for s in stages if len(run.stages) - 1 - s.index <= self.exact_stages]
 
-    def counterfactuals(
-        self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
-    ) -> Iterator[Counterfactual]:
-        """See :class:`~stagelens.estimators.protocol.Estimator`."""
+    def check(self, run: Run, stages: Sequence[Stage]) -> None:
+        """Refuse before any work where a stage after any of these cannot be replayed coarsely.
+
+        Raises:
+            Refused: One cannot; says why, and what to use instead.
+        """
         first = min(stage.index for stage in stages)
         later = run.stages[first + 1 :]
         for stage in later:
@@ -143,15 +145,24 @@ class CoarseReplay(Estimator):
         from stagelens.replaying.averaging import check_not_averaged  # torch
         from stagelens.replaying.replay import check_replayable
 
-        from .coarse_twins import paired_replays
-
         for stage in stages:
             check_replayable(run.stages[stage.index + 1 : stage.index + 1 + self.exact_stages])
         replayed = self._replayed(run, stages)
-        estimated = [stage for stage in stages if stage not in replayed]
-        for stage in estimated:
+        for stage in stages:
+            if stage in replayed:
+                continue
             for other in run.stages[stage.index + 1 + self.exact_stages :]:
                 check_not_averaged(other, "Coarse replay")
+
+    def counterfactuals(
+        self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
+    ) -> Iterator[Counterfactual]:
+        """See :class:`~stagelens.estimators.protocol.Estimator`."""
+        from .coarse_twins import paired_replays
+
+        self.check(run, stages)
+        replayed = self._replayed(run, stages)
+        estimated = [stage for stage in stages if stage not in replayed]
         overall = Progress(progress)
         share = len(replayed) / len(stages)
         if replayed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -62,6 +62,7 @@ def paired_replays(
     progress: ProgressCallback,
     exact_stages: int = 0,
     share: Share = "",
+    ends: Mapping[str, TrainingState] | None = None,
 ) -> Iterator[Counterfactual]:
     """The model without each of ``stages``, by cheap replays that share their factual twins.
 
@@ -74,14 +75,17 @@ def paired_replays(
         exact_stages: How many of the first later stages are replayed exactly as well, for the
             cheap replay to go on from there.
         share: What the processes of the job share: nothing, or the model.
+        ends: Stage to where its counterfactual is at the stage's end; by default at its start,
+            which is without it.
     """
     later = run.stages[min(stage.index for stage in stages) + 1 :]
+    begins = {s.name: s.start() if ends is None else ends[s.name] for s in stages}
     open_stages = {
         s.index: OpenStage(
-            *(s, s.start(), s.end()),
-            passed=Passed(later).leave(s, s.start().model),
-            exact_passed=Passed(later).leave(s, s.start().model),
-            exact=s.start() if exact_stages else None,
+            *(s, begins[s.name], s.end()),
+            passed=Passed(later).leave(s, begins[s.name].model),
+            exact_passed=Passed(later).leave(s, begins[s.name].model),
+            exact=begins[s.name] if exact_stages else None,
         )
         for s in stages
     }

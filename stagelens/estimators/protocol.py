@@ -73,6 +73,8 @@ class Counterfactual:
         derived_from: Recorded states that ``weights`` are computed from each time they are read,
             so caching them would only take room; empty where the estimator computed
             the weights itself.
+        part: Whether only some of the stage's training examples are left out, of which the
+            calibration bench says nothing.
     """
 
     stage: str
@@ -81,6 +83,7 @@ class Counterfactual:
     twins: Twins | None = None
     repeated: Weights | None = None
     derived_from: tuple[Weights, ...] = ()
+    part: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from stagelens.contracts import (
     no_progress,
 )
 from stagelens.effects.model_names import AFTER, FINAL, WITHOUT, model_name, parsed
-from stagelens.estimators.counterfactuals import check_final, counterfactuals, diverged
+from stagelens.estimators.counterfactuals import check_final, counterfactuals
 from stagelens.estimators.registry import estimate_name, make_estimator
 from stagelens.estimators.stage_trust import StageTrust
+from stagelens.estimators.stored_counterfactuals import diverged
 from stagelens.runs.files import new_folder, sha256_of
 from stagelens.runs.run import Run
 from stagelens.runs.states import Weights

@@ -1,0 +1,177 @@
+"""Which training examples are meant: by a filter, by a file of ids, by a slice. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydantic import ConfigDict, Field
+
+from stagelens.contracts import RunError, StageLensError
+from stagelens.estimators.without_rows import LeftOutRows
+from stagelens.runs.files import check_changeable, read_json, write_json
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.schema import Name, Versioned, check_name, digest
+from stagelens.runs.training_rows import TrainingRows
+from stagelens.runs.where import where
+
+Divisor = Literal["rest", "kept"]
+
+DIVISORS = {
+    "rest": "mean over the rest",
+    "kept": "weight 0, divisor kept",
+}
+"""What the loss of what is left of a batch is divided by, in words."""
+
+DRAWN = (
+    "These rows are left out of the batches that were drawn, and no others come in their place: it "
+    "is not a new training without them."
+)
+"""What is said wherever such a number is shown."""
+
+_ASKED = ("example_id", "label", "content", "step", "position", "uses")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Training examples of a stage.
+
+    Attributes:
+        stage: Its name.
+        ids: Of the examples, in the order in which they were first seen.
+        words: Which they are, to follow a number of examples: ``with source=forum``; empty where
+            they are named one by one.
+    """
+
+    stage: str
+    ids: tuple[str, ...]
+    words: str = ""
+
+    def left_out(self, divisor: Divisor) -> LeftOutRows:
+        """As what is left out."""
+        return LeftOutRows(self.stage, self.ids, divisor)
+
+
+def columns_of(rows: TrainingRows) -> tuple[str, ...]:
+    """What a filter may ask for."""
+    return (*_ASKED, *rows.facts.columns)
+
+
+def by_filter(rows: TrainingRows, text: str) -> Chosen:
+    """The examples that a filter chooses, see :mod:`stagelens.runs.where`.
+
+    Raises:
+        StageLensError: It cannot be read, asks for an unknown column, or chooses none.
+    """
+    fits = where(rows.table, text, columns_of(rows))
+    ids = tuple(rows.table["example_id"][fits])
+    if not ids:
+        raise StageLensError(
+            f"no training example of stage {rows.facts.stage!r} fits {text!r}; "
+            f"stagelens training-rows lists what there is in {', '.join(columns_of(rows))}"
+        )
+    return Chosen(rows.facts.stage, ids, f"with {text}")
+
+
+def by_ids(rows: TrainingRows, ids: Sequence[str], words: str = "") -> Chosen:
+    """Examples by their ids.
+
+    Raises:
+        StageLensError: There are none, or the stage has no such example.
+    """
+    if not ids:
+        raise StageLensError("no ids of training examples were given; give at least one")
+    rows.places(ids)  # the list's own words for an id that it does not have
+    wanted = set(ids)
+    return Chosen(
+        rows.facts.stage, tuple(each for each in rows.table["example_id"] if each in wanted), words
+    )
+
+
+def read_ids(path: Path) -> list[str]:
+    """Ids in a file: one a line, or the column ``example_id`` of a .csv or .parquet file.
+
+    Raises:
+        StageLensError: It cannot be read, or has no such column.
+    """
+    try:
+        if path.suffix in (".csv", ".parquet"):
+            read = pd.read_csv if path.suffix == ".csv" else pd.read_parquet
+            table = read(path, dtype=str) if path.suffix == ".csv" else read(path)
+            if "example_id" not in table:
+                raise StageLensError(
+                    f"{path} has no column example_id; it has {', '.join(map(str, table))}"
+                )
+            return [str(each) for each in table["example_id"].dropna()]
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise StageLensError(
+            f"{path} cannot be read as ids of training examples ({error}); write one a line, or "
+            "a .csv or .parquet file with a column example_id"
+        ) from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+class TrainingSlice(Versioned):
+    """Training examples of a stage under a name.
+
+    Attributes:
+        name: As people call it.
+        run_digest: The recording.
+        stage: Whose examples.
+        example_ids: Of the examples.
+        words: Which they were when it was saved.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    run_digest: str
+    stage: str
+    example_ids: tuple[str, ...] = Field(min_length=1)
+    words: str = ""
+
+
+def save_slice(run: Run, name: str, chosen: Chosen) -> TrainingSlice:
+    """Keep examples under a name; one of that name is replaced.
+
+    Raises:
+        StageLensError: The name cannot be used, or the run cannot be changed.
+    """
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise StageLensError(str(error)) from None
+    check_changeable("Slices of training examples")
+    kept = TrainingSlice(
+        name=name,
+        run_digest=run.digest,
+        stage=chosen.stage,
+        example_ids=chosen.ids,
+        words=chosen.words,
+    )
+    write_json(_slice_path(run, chosen.stage, name), kept)
+    return kept
+
+
+def _slice_path(run: Run, stage: str, name: str) -> Path:
+    return run.files.inside(f"slices/training/{digest(run.digest, stage, name)[:32]}.json")
+
+
+def by_slice(run: Run, stage: Stage, rows: TrainingRows, name: str) -> Chosen:
+    """The examples of a slice.
+
+    Raises:
+        StageLensError: The stage has none of that name; says how to save one.
+    """
+    try:
+        kept = read_json(_slice_path(run, stage.name, name), TrainingSlice)
+    except RunError:
+        raise StageLensError(
+            f"stage {stage.name!r} has no slice {name!r} of training examples; save one: "
+            f"stagelens training-rows RUN --stage {stage.name} --where FILTER --save {name!r}"
+        ) from None
+    return by_ids(rows, kept.example_ids, f"of slice {name}")

@@ -1,0 +1,103 @@
+"""Effects of training examples in words."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from stagelens.analyses.contributions.contribution_table import Stored
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.summary import of_behaviour, with_accuracy
+from stagelens.wording.numbers import count_text, phrase
+from stagelens.wording.sentences import Part, Sentence, would_be
+
+from .chosen import DIVISORS, Chosen
+from .stored import WithoutData, WithoutDataFacts
+
+_ONE_VALUE = re.compile(r"with ([\w-]+)=([\w-]+)")
+
+
+def title(chosen: Chosen) -> str:
+    """``212 forum examples``: how many, and which."""
+    plain = _ONE_VALUE.fullmatch(chosen.words)
+    if plain is None:
+        return f"{count_text(len(chosen.ids))} {chosen.words}".rstrip()
+    column, value = plain.groups()
+    if column == "label":
+        return f"{count_text(len(chosen.ids))} labelled {value}"
+    if column in ("source", "group"):
+        return count_text(len(chosen.ids), f"{value} example")
+    return f"{count_text(len(chosen.ids))} {chosen.words}"
+
+
+def sentence(
+    found: WithoutData, behaviour: Behaviour, ids: frozenset[str] | None = None
+) -> Sentence:
+    """Such as: Without 212 forum examples of sft, the mean loss would be 0.12 higher.
+
+    Args:
+        found: The effects.
+        behaviour: Of which behaviour, accuracy included.
+        ids: The evaluation examples that it is about; None for all.
+    """
+    trust = found.facts.trust
+    effect = mean_effect(found, behaviour, ids)
+    start = (Part(f"Without {title(found.chosen)} of "), Part(found.facts.stage, "stage"))
+    if trust.trust == "refused" or not np.isfinite(effect):
+        return Sentence((*start, Part(f": no number. {trust.reason}")), trust, behaviour.name)
+    subject = phrase(behaviour)
+    if behaviour != ACCURACY:
+        subject = f"the {subject}" if ids is not None and len(ids) == 1 else f"the mean {subject}"
+    said = (Part(f", {subject}"), *would_be(effect, behaviour, trust), Part("."))
+    return Sentence((*start, *said), trust, behaviour.name)
+
+
+def mean_effect(
+    found: WithoutData, behaviour: Behaviour, ids: frozenset[str] | None = None
+) -> float:
+    """The mean of final - without over evaluation examples, NaN without any value.
+
+    Args:
+        found: The effects.
+        behaviour: Of which behaviour, accuracy included.
+        ids: The evaluation examples; None for all.
+    """
+    table = with_accuracy(found.table) if behaviour == ACCURACY else found.table
+    rows = of_behaviour(table, behaviour.name)
+    if ids is not None:
+        rows = rows[rows["example_id"].isin(ids)]
+    values = rows["effect"].to_numpy(float)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def how(facts: WithoutDataFacts) -> str:
+    """What was left out of the batches, and what their losses are then divided by."""
+    steps = count_text(facts.steps, "step")
+    taken = (
+        f"{facts.uses:,} of {facts.all_uses:,} uses are left out, in {facts.changed:,} of {steps}"
+    )
+    skipped = ""
+    if facts.skipped:
+        skipped = (
+            f"; {facts.skipped:,} of these have none left and are not taken, so that neither "
+            "weights nor moments move there"
+        )
+    return f"{taken}{skipped}. Losses: {DIVISORS[facts.divisor]}."
+
+
+def first_order(contributions: Stored, chosen: Chosen) -> tuple[float, int]:
+    """What these examples contributed together to first order, and how many of them are known.
+
+    It is of weight 0 with the divisor kept; with the mean over the rest, others weigh more, which
+    it does not count.
+
+    Args:
+        contributions: To the behaviour and the examples that are asked about.
+        chosen: Training examples of one of its stages.
+    """
+    rows = contributions.part("example", chosen.stage)
+    names = rows["step"].astype(str) + "-" + rows["position"].astype(str)
+    own = rows[names.isin(chosen.ids)]
+    return float(own["value"].sum()), len(own)

@@ -1,0 +1,239 @@
+"""The commands about a stage's training examples: list them, and leave some of them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stagelens.analyses.without_data.chosen import (
+    DIVISORS,
+    DRAWN,
+    Chosen,
+    Divisor,
+    by_filter,
+    by_ids,
+    by_slice,
+    columns_of,
+    read_ids,
+    save_slice,
+)
+from stagelens.analyses.without_data.sentences import how, mean_effect, sentence, title
+from stagelens.analyses.without_data.stored import WithoutData
+from stagelens.contracts import ACCURACY, Behaviour, ProgressCallback, StageLensError
+from stagelens.estimators.stage_trust import REPLAY
+from stagelens.estimators.without_rows import ESTIMATORS
+from stagelens.runs.run import Run
+from stagelens.runs.training_rows import TrainingRows, training_rows
+from stagelens.trust.trust_columns import with_trust
+from stagelens.wording.numbers import count_text, signed_text
+from stagelens.wording.trust_words import trust_explanation, trust_word
+
+from .given_data import DatasetOption
+from .options import (
+    BudgetOption,
+    DeviceOption,
+    ExactStagesOption,
+    LeafOption,
+    ObjectiveOption,
+    OptimizerOption,
+    ProgressFile,
+    RunFolder,
+    SetOption,
+    TaskOption,
+    chosen_settings,
+    opened_with,
+)
+from .table_files import check_table_file, write_table
+from .terminal import Reporter, Table, print_table, say
+
+commands = typer.Typer()
+_LISTED = 20
+"""Examples that are printed where no file is named."""
+
+StageOption = Annotated[str, typer.Option(help="The stage whose training examples are meant.")]
+WhereOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILTER",
+        help='Examples that fit a filter, such as "label=4 & source=forum": = != < <= > >=, ~ for '
+        "a part of a text, joined by & | ! and brackets.",
+    ),
+]
+IdsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Examples by their ids: a file with one a line, or a .csv or .parquet file with a "
+        "column example_id, as training-rows writes it."
+    ),
+]
+ExampleOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ID", help="An example by its id; may be given several times."),
+]
+SliceOption = Annotated[
+    str | None,
+    typer.Option("--slice", help="The examples of a slice that training-rows saved."),
+]
+
+
+@commands.command(
+    "training-rows",
+    epilog="Examples: stagelens training-rows runs/digits --stage mislabelled --out rows.csv   "
+    'stagelens training-rows runs/digits --stage mislabelled --where "label=4" --save fours',
+)
+def list_rows(
+    run: RunFolder,
+    stage: StageOption,
+    where: WhereOption = None,
+    save: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keep what is listed as a slice.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the list to a .parquet or .csv file.")
+    ] = None,
+    leaf: LeafOption = None,
+    task: TaskOption = None,
+    objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
+    optimizer: OptimizerOption = None,
+    progress: ProgressFile = None,
+) -> None:
+    """List the training examples of a stage: their ids, labels, columns and uses."""
+    check_table_file(out)
+    with Reporter(progress).running() as report:
+        opened = opened_with(run, task)
+        rows = training_rows(opened, opened.stage(stage), report)
+        chosen = None if where is None else by_filter(rows, where)
+        if save is not None:
+            save_slice(opened, save, chosen or by_ids(rows, rows.table["example_id"]))
+    table = rows.table[[*columns_of(rows)]]
+    if chosen is not None:
+        table = table[table["example_id"].isin(chosen.ids)]
+    if out is not None:
+        write_table(out, table)
+        return
+    listed = Table(title=f"{count_text(len(table), 'training example')} of {stage}")
+    shown = [name for name in columns_of(rows) if name not in ("content", "position")]
+    for name in shown:
+        listed.add_column(name)
+    for row in table.head(_LISTED)[shown].itertuples(index=False):
+        listed.add_row(*("" if value != value or value is None else value for value in row))
+    print_table(listed)
+    if len(table) > _LISTED:
+        say(f"{_LISTED} of {len(table):,} are shown; --out writes all of them to a file")
+
+
+@commands.command(
+    epilog="Examples: stagelens without-data runs/digits --stage mislabelled "
+    '--where "label=4 | label=9"   '
+    "stagelens without-data runs/digits --stage shortcut --ids ids.csv --divisor kept"
+)
+def without_data(
+    run: RunFolder,
+    stage: StageOption,
+    where: WhereOption = None,
+    ids: IdsOption = None,
+    example: ExampleOption = None,
+    slice_name: SliceOption = None,
+    divisor: Annotated[
+        str,
+        typer.Option(
+            help="What is left of a batch's loss: rest, the mean over the rest; or kept, the "
+            "left-out ones weigh 0 and the divisor stays that of the whole batch."
+        ),
+    ] = "rest",
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help=f"How the model is obtained: {' or '.join(ESTIMATORS)}, which replays this stage "
+            "and the later ones coarsely."
+        ),
+    ] = REPLAY,
+    budget: BudgetOption = None,
+    exact_stages: ExactStagesOption = None,
+    set_name: SetOption = None,
+    leaf: LeafOption = None,
+    task: TaskOption = None,
+    objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
+    optimizer: OptimizerOption = None,
+    device: DeviceOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the effect table, with trust, to a .parquet or .csv file."),
+    ] = None,
+    progress: ProgressFile = None,
+) -> None:
+    """What the final model would do without some training examples of a stage, by replay."""
+    if sum(given is not None for given in (where, ids, example, slice_name)) != 1:
+        raise StageLensError(
+            "say which training examples are left out by one of --where, --ids, --example and "
+            "--slice"
+        )
+    if divisor not in DIVISORS:
+        raise StageLensError(f"there is no divisor {divisor!r}; give {' or '.join(DIVISORS)}")
+    own: Divisor = "kept" if divisor == "kept" else "rest"
+    check_table_file(out)
+    with Reporter(progress).running() as report:
+        opened = opened_with(run, task)
+        examples = opened.evaluation_set(set_name)
+        rows = training_rows(opened, opened.stage(stage), _first(report))
+        chosen = _chosen(opened, rows, where, ids, example, slice_name)
+        from stagelens.analyses.without_data import computing
+
+        settings = chosen_settings(budget, exact_stages)
+        found = computing.without_data(
+            opened, examples.name, chosen, own, estimator, settings, report
+        )
+    _print(found)
+    if out is not None:
+        write_table(out, with_trust(found.table, {stage: found.facts.trust}))
+
+
+def _first(report: ProgressCallback) -> ProgressCallback:
+    """Listing examples that were listed before takes no time, and is no part of what follows."""
+    return lambda _, text: report(0.0, text)
+
+
+def _chosen(
+    run: Run,
+    rows: TrainingRows,
+    where: str | None,
+    ids: Path | None,
+    example: list[str] | None,
+    slice_name: str | None,
+) -> Chosen:
+    if where is not None:
+        return by_filter(rows, where)
+    if slice_name is not None:
+        return by_slice(run, run.stage(rows.facts.stage), rows, slice_name)
+    return by_ids(rows, (example or []) if ids is None else read_ids(ids))
+
+
+def _print(found: WithoutData) -> None:
+    facts = found.facts
+    count = found.table["example_id"].nunique()
+    printed = Table(
+        title=f"Mean effect of {title(found.chosen)} of {facts.stage} on {facts.set_name} "
+        f"({count:,} examples)"
+    )
+    printed.add_column("behaviour")
+    for name in ("effect", "trust"):
+        printed.add_column(name, justify="right" if name == "effect" else "left")
+    behaviours: list[Behaviour] = list(found.behaviours.values())
+    if found.table["label"].notna().any():
+        behaviours.append(ACCURACY)
+    for behaviour in behaviours:
+        effect = mean_effect(found, behaviour)
+        number = "-" if effect != effect else signed_text(effect, behaviour)
+        printed.add_row(
+            f"{behaviour.name} ({behaviour.better} is better)",
+            number,
+            trust_word(facts.trust, behaviour.name),
+        )
+    print_table(printed)
+    say(str(sentence(found, behaviours[0])))
+    say(f"{how(facts)} {DRAWN}")
+    say(f"{trust_word(facts.trust)}: {trust_explanation(facts.trust)}")

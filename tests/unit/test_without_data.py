@@ -1,0 +1,218 @@
+"""Effects of training examples: the model without them, measured, stored, and told."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import stagelens
+from stagelens.analyses.contributions.computing import contribute
+from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.analyses.without_data import computing
+from stagelens.analyses.without_data.chosen import (
+    Chosen,
+    by_filter,
+    by_ids,
+    by_slice,
+    read_ids,
+    save_slice,
+)
+from stagelens.analyses.without_data.computing import without_data
+from stagelens.analyses.without_data.sentences import (
+    first_order,
+    how,
+    mean_effect,
+    sentence,
+    title,
+)
+from stagelens.analyses.without_data.stored import load_without_data, stored_without_data
+from stagelens.contracts import ACCURACY, Refused, StageLensError
+from stagelens.effects.computing import attribute
+from stagelens.runs.run import Run
+from stagelens.runs.training_rows import TrainingRows, training_rows
+from stagelens.wording.trust_words import trust_word
+from tests.support import small_runs
+from tests.support.small_runs import Optimizer, Phase, record
+from tests.unit.conftest import Command
+
+
+def _sgd(groups: Any, rate: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, rate, momentum=0.9, weight_decay=0.01)
+
+
+def _gentle(groups: Any) -> torch.optim.Optimizer:
+    return _sgd(groups, 2e-3)
+
+
+def _made(folder: Path, network: str = "cnn", optimizer: Optimizer = _sgd) -> Run:
+    path, task = folder / "run", small_runs.make_task(network)
+    record(path, network, [Phase(name, optimizer) for name in ("first", "second", "third")])
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4), dtype=np.uint8)
+    with closing(stagelens.Recorder(path, resume=True, task=task)) as recorder:
+        recorder.add_set("test", images=images, labels=["a", "b", "c"] * 4)
+    return stagelens.open_run(path, task)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return _made(tmp_path_factory.mktemp("without"))
+
+
+@pytest.fixture(scope="module")
+def rows(run: Run) -> TrainingRows:
+    return training_rows(run, run.stage("second"))
+
+
+def test_leaving_out_all_examples_is_the_effect_of_the_stage(run: Run, rows: TrainingRows) -> None:
+    every = by_ids(rows, rows.table["example_id"].tolist())
+    found = without_data(run, "test", every)
+    stage = attribute(run, "test", "replay", ["second"])
+    columns = ["example_id", "behaviour", "final", "without", "effect", "prediction_without"]
+    pd.testing.assert_frame_equal(found.table[columns], stage.table[columns])
+    assert trust_word(found.facts.trust) == "exact"
+    assert found.facts.skipped == found.facts.changed == found.facts.steps == 5
+
+
+def test_effects_of_some_are_stored_and_read_again(
+    run: Run, rows: TrainingRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = by_filter(rows, "label=a")
+    found = without_data(run, "test", some)
+    assert trust_word(found.facts.trust) == "exact"
+    assert found.facts.uses == len(some.ids) and found.facts.all_uses == 30
+    assert np.isfinite(found.table["effect"]).all() and (found.table["effect"] != 0).any()
+    monkeypatch.setattr(computing, "effect_table", None)
+    again = without_data(run, "test", Chosen("second", some.ids[::-1], "in another order"))
+    pd.testing.assert_frame_equal(again.table, found.table)
+    examples = run.evaluation_set("test")
+    assert load_without_data(run, examples, some.left_out("kept")) is None
+    assert some.ids in [facts.ids for facts in stored_without_data(run, examples)]
+
+
+def test_the_model_itself_is_stored_for_other_sets(
+    run: Run, rows: TrainingRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stagelens.estimators import without_rows as made
+
+    some = by_ids(rows, ["1-0", "2-3"])
+    first = made.without_rows(run, some.left_out("rest"))
+    monkeypatch.setattr(made, "_places", None)
+    again = made.without_rows(run, some.left_out("rest"))
+    assert first.weights is not None and again.weights is not None
+    for name, tensor in first.weights.items():
+        assert torch.equal(again.weights[name], tensor)
+    assert again.part and again.trust == first.trust
+
+
+def test_the_first_order_is_near_replay_where_training_is_gentle(tmp_path: Path) -> None:
+    run = _made(tmp_path, optimizer=_gentle)
+    rows = training_rows(run, run.stage("second"))
+    some = by_filter(rows, "label=b")
+    asked = contribute(run, "test", Question(), "margin")
+    estimate, known = first_order(asked, some)
+    found = without_data(run, "test", some, "kept")
+    exact = mean_effect(found, found.behaviours["margin"])
+    assert known == len(some.ids)
+    assert estimate == pytest.approx(exact, rel=0.1)
+
+
+def test_coarse_replay_of_the_later_stages_is_rough_and_of_none_exact(
+    run: Run, rows: TrainingRows
+) -> None:
+    some = by_filter(rows, "label=a | label=b")
+    exact = without_data(run, "test", some)
+    found = without_data(run, "test", some, estimator="coarse-replay", settings={"budget": 1.0})
+    assert trust_word(found.facts.trust) == "rough"
+    assert "The stage is replayed, and the later ones coarsely" in found.facts.trust.reason
+    r = np.corrcoef(found.table["effect"], exact.table["effect"])[0, 1]
+    assert r > 0.9
+    last = by_ids(training_rows(run, run.last), ["0-0", "1-1"])
+    at_the_end = without_data(run, "test", last, estimator="coarse-replay")
+    assert trust_word(at_the_end.facts.trust) == "exact"
+
+
+def test_what_changes_for_those_that_are_left_is_told(tmp_path: Path) -> None:
+    run = _made(tmp_path, "batch norm")
+    some = by_ids(training_rows(run, run.last), ["0-0"])
+    found = without_data(run, "test", some)
+    assert "BatchNorm (1) computed with those of a batch that are left" in found.facts.trust.reason
+    assert trust_word(found.facts.trust) == "exact"
+
+
+def test_sentences_say_how_many_which_and_how(run: Run, rows: TrainingRows) -> None:
+    some = by_filter(rows, "label=a")
+    found = without_data(run, "test", some)
+    said = str(sentence(found, found.behaviours["margin"]))
+    assert said.startswith(
+        f"Without {len(some.ids)} examples labelled a of second, the mean margin"
+    )
+    assert str(sentence(found, ACCURACY)).startswith(f"Without {len(some.ids)} examples labelled a")
+    assert how(found.facts) == (
+        f"{len(some.ids)} of 30 uses are left out, in {found.facts.changed} of 5 steps. Losses: "
+        "mean over the rest."
+    )
+    assert title(Chosen("s", ("0-0",) * 212, "with source=forum")) == "212 forum examples"
+    assert title(Chosen("s", ("0-0",))) == "1 example"
+
+
+def test_examples_are_chosen_by_file_and_by_slice(
+    run: Run, rows: TrainingRows, tmp_path: Path
+) -> None:
+    (tmp_path / "ids.txt").write_text("1-0\n\n0-3\n")
+    assert by_ids(rows, read_ids(tmp_path / "ids.txt")).ids == ("0-3", "1-0")
+    rows.table[["example_id", "label"]].head(2).to_csv(tmp_path / "ids.csv", index=False)
+    assert read_ids(tmp_path / "ids.csv") == ["0-0", "0-1"]
+    rows.table[["example_id"]].head(3).to_parquet(tmp_path / "ids.parquet")
+    assert read_ids(tmp_path / "ids.parquet") == ["0-0", "0-1", "0-2"]
+    save_slice(run, "odd ones", by_filter(rows, "label=c"))
+    found = by_slice(run, run.stage("second"), rows, "odd ones")
+    assert found.ids == by_filter(rows, "label=c").ids and found.words == "of slice odd ones"
+
+
+def test_what_cannot_be_left_out_is_told(run: Run, rows: TrainingRows, tmp_path: Path) -> None:
+    with pytest.raises(StageLensError, match="no training example of stage 'second' fits"):
+        by_filter(rows, "label=z")
+    with pytest.raises(StageLensError, match="no training example '9-9'"):
+        by_ids(rows, ["9-9"])
+    with pytest.raises(StageLensError, match="no ids"):
+        by_ids(rows, [])
+    with pytest.raises(StageLensError, match="no slice 'none' of training examples; save one"):
+        by_slice(run, run.stage("second"), rows, "none")
+    with pytest.raises(Refused, match="obtained by replay or coarse-replay, and not by task-vec"):
+        without_data(run, "test", by_ids(rows, ["0-0"]), estimator="task-vector")
+    (tmp_path / "ids.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(StageLensError, match="has no column example_id; it has a, b"):
+        read_ids(tmp_path / "ids.csv")
+    with pytest.raises(StageLensError, match="cannot be read as ids"):
+        read_ids(tmp_path / "missing.txt")
+
+
+def test_the_command_lists_examples_and_leaves_some_out(
+    copied: Path, command: Command, tmp_path: Path
+) -> None:
+    given = ("training-rows", copied, "--stage", "mislabelled", "--where", "label=4")
+    listed = command(*given, "--save", "fours", "--out", tmp_path / "rows.csv")
+    assert listed.status == 0, listed.err
+    fours = pd.read_csv(tmp_path / "rows.csv", dtype=str)
+    assert (fours["label"] == "4").all() and fours["uses"].astype(int).eq(6).all()
+    given = ("without-data", copied, "--stage", "mislabelled", "--set", "mixed-up")
+    found = command(*given, "--slice", "fours", "--out", tmp_path / "effects.csv")
+    assert found.status == 0, found.err
+    said = re.sub(r"\s+", " ", found.out)
+    assert f"Without {len(fours)} examples of slice fours of mislabelled, the mean margin" in said
+    assert "it is not a new training without them" in said and "exact: " in said
+    table = pd.read_csv(tmp_path / "effects.csv")
+    assert (table["trust"] == "exact").all() and (table["stage"] == "mislabelled").all()
+    again = command(*given, "--ids", tmp_path / "rows.csv")
+    assert "examples of slice fours" in again.out  # the same question, asked first as a slice
+    wrong = command(*given, "--where", "label=4", "--slice", "fours")
+    assert wrong.status == 1 and "one of --where, --ids, --example and --slice" in wrong.err
+    wrong = command(*given, "--where", "label=4", "--divisor", "none")
+    assert wrong.status == 1 and "no divisor 'none'; give rest or kept" in wrong.err
