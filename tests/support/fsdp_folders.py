@@ -11,26 +11,22 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from . import launched
+
 
 def save_sharded(tensors: dict[str, Tensor], folder: Path, processes: int = 2) -> None:
-    """Write a distributed checkpoint as accelerate does, each process its own parts.
-
-    The processes need torch alone: the module is made of the tensors' names.
-    """
+    """Write a distributed checkpoint as accelerate does, each process its own parts."""
     folder.mkdir(parents=True)
     given = folder.with_suffix(".given.pt")
     torch.save(tensors, given)
-    torch.multiprocessing.spawn(_save_own, (processes, given, folder), processes)
+    ended = launched.run(processes, _save_own, folder, given)
+    assert ended == [0] * processes
     given.unlink()
 
 
-def _save_own(rank: int, processes: int, given: Path, folder: Path) -> None:
-    dist.init_process_group(
-        "gloo",
-        store=dist.FileStore(str(given.with_suffix(".store")), processes),
-        rank=rank,
-        world_size=processes,
-    )
+def _save_own(rank: int, processes: int, port: int, folder: Path, given: Path) -> None:
+    store = dist.TCPStore("127.0.0.1", port)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
     module = fully_shard(_module_of(torch.load(given, weights_only=True)))
     # On a CPU some wrappers leave parameters whole without a word.
     assert all(isinstance(each, DTensor) for each in module.parameters())

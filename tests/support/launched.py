@@ -1,59 +1,47 @@
 """Processes that share one job, as torchrun starts them, forked where all is imported already.
 
 As with torchrun, the store by which they find each other is no process of theirs but its parent's.
+``python -m tests.support.launched`` is such a process: what it is to call comes over its input.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from multiprocessing.process import BaseProcess
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed import TCPStore
 
-CONTEXT = multiprocessing.get_context("forkserver")
-"""For every test that starts processes of its own: there is one fork server in a process, and what
-it has imported is what was asked for last."""
-CONTEXT.set_forkserver_preload(
-    [
-        "pytest",
-        "torch._dynamo",  # by the first optimiser that is made
-        "accelerate",
-        "torch.distributed.fsdp",
-        "stagelens.cli",
-        "stagelens.trust.verification",
-        "stagelens.recording.recorder",
-        "stagelens.tasks.classification",
-        "tests.support.small_trainings",
-    ]
-)
+ROOT = Path(__file__).resolve().parents[2]
 
 _stores: list[TCPStore] = []
 """Kept: a store that is collected takes its server along, while processes may still ask it."""
 
 
-def start(count: int, work: Any, folder: Path, *more: Any) -> list[BaseProcess]:
+def begin(work: Any, *arguments: Any, stdout: int | None = None) -> subprocess.Popen[bytes]:
+    """Call ``work(*arguments)``, a function of a module, in a process of its own."""
+    command = [sys.executable, "-m", "tests.support.launched"]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=stdout)
+    assert process.stdin is not None
+    with process.stdin as given:
+        pickle.dump((work, arguments), given)
+    return process
+
+
+def start(count: int, work: Any, folder: Path, *more: Any) -> list[subprocess.Popen[bytes]]:
     """Start ``work(rank, count, port, folder, *more)`` in ``count`` processes of one job."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    began: list[BaseProcess] = [
-        CONTEXT.Process(target=work, args=(rank, count, store.port, folder, *more))
-        for rank in range(count)
-    ]
-    for process in began:
-        process.start()
     _stores.append(store)
-    return began
+    return [begin(work, rank, count, store.port, folder, *more) for rank in range(count)]
 
 
-def run(count: int, work: Any, folder: Path, *more: Any) -> list[int | None]:
+def run(count: int, work: Any, folder: Path, *more: Any) -> list[int]:
     """As :func:`start`; waits for all, and gives the exit status of each."""
-    began = start(count, work, folder, *more)
-    for process in began:
-        process.join()
-    return [process.exitcode for process in began]
+    return [process.wait() for process in start(count, work, folder, *more)]
 
 
 def as_launched(rank: int, count: int, port: int, folder: Path) -> None:
@@ -64,3 +52,8 @@ def as_launched(rank: int, count: int, port: int, folder: Path) -> None:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{name}-{rank}", os.O_CREAT | os.O_WRONLY), number)
     torch.set_num_threads(1)
+
+
+if __name__ == "__main__":
+    work, arguments = pickle.load(sys.stdin.buffer)
+    work(*arguments)

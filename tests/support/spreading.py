@@ -11,15 +11,6 @@ import pytest
 FIRST = ("tests/unit/test_linters.py", "tests/unit/test_comments_demo.py")
 """They wait for nothing, while a third worker builds the demo that most others wait for."""
 
-TOGETHER = {
-    f"tests/unit/test_{name}.py": "tests/unit: launched processes"
-    for name in (
-        *("killed_recordings", "processes", "pulse", "trainer_interruptions", "sharded_states"),
-        *("recording_in_processes", "trouble_in_processes", "trainings_in_processes"),
-    )
-}
-"""Files that stay in one worker: each worker would make the server that forks for them anew."""
-
 
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, for the one that waits for a browser."""
@@ -31,10 +22,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
     class Spread(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return TOGETHER.get(file, file)
-
         def _assign_work_unit(self, node: Any) -> None:
             in_browser = node is self.nodes[0]
             for scope in self.workqueue:

@@ -4,9 +4,9 @@ Importing takes ten times as long as most of what a command does on a small run.
 imports once and forks a child for each command, with the arguments, the environment, the folder,
 the pipes and the session that subprocess.Popen was asked for. No child reaches another machine.
 ``python -m tests.support.halted`` and ``spoiled``, the same with a difference, are forked likewise;
-so are the workers of pytest-xdist. A worker has a warm process of its own for its commands, forked
-before it began, and so has a server of the browser tests for its jobs; the server itself, ``python
--m tests.support.serving``, starts from nothing.
+so are the processes of ``tests.support.launched`` and the workers of pytest-xdist. A worker has a
+warm process of its own for its commands, forked before it began, and so has a server of the browser
+tests for its jobs; the server itself, ``python -m tests.support.serving``, starts from nothing.
 
 Linux only; STAGELENS_COLD=1 starts every process from nothing, as users do.
 """
@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = (
     "torch._dynamo",  # by the first optimiser that is made
     "accelerate",
+    "torch.distributed.fsdp",
     "transformers.models.auto.modeling_auto",
     "stagelens.cli",
     "stagelens.trust.verification",
@@ -61,7 +62,8 @@ _CHILD_SUBREAPER = 36  # of prctl(2)
 _MESSAGE = 1 << 20
 
 _SERVING = "tests.support.serving"
-_MODULES = ("stagelens", "tests.support.halted", "tests.support.spoiled", _SERVING)
+_OURS = ("halted", "spoiled", "launched", "serving")
+_MODULES = ("stagelens", *(f"tests.support.{name}" for name in _OURS))
 _WORKER = "import sys;exec(eval(sys.stdin.readline()))"
 """The program with which execnet begins a worker of pytest-xdist."""
 

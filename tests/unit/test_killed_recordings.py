@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import nn
 import stagelens
 from stagelens.contracts import RecordingError
 from stagelens.replaying.reproduction import measure_deviation
+from tests.support import launched
 from tests.support.grids import part
-from tests.support.launched import CONTEXT
 from tests.support.loops import make_batches, make_task, train
 
 CONFIG = {"kind": "mlp", "hidden": [6], "dropout": 0.3}
@@ -30,12 +31,16 @@ def made(task: stagelens.Task) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
 
 
-def record(path: Path, settings: dict[str, Any], told: Connection) -> None:
-    """Record three stages, and tell of every finished flush."""
+def tell(stage: str, steps: int) -> None:
+    print(json.dumps([stage, steps]), flush=True)
+
+
+def record(path: Path, settings: dict[str, Any]) -> None:
+    """Record three stages, and print every finished flush."""
     torch.set_num_threads(1)
     task = make_task(CONFIG)
     model, optimizer = made(task)
-    told.send(("", 0))
+    tell("", 0)
     recorder = stagelens.Recorder(path, task)
     settings = {"keep_optimizer": True, **settings}
     for number, name in enumerate(STAGES):
@@ -45,42 +50,32 @@ def record(path: Path, settings: dict[str, Any], told: Connection) -> None:
                 train(task, model, optimizer, [batch], stage=stage)
                 if stage.steps_on_disk > on_disk:
                     on_disk = stage.steps_on_disk
-                    told.send((name, on_disk))
-        told.send((name, STEPS))
+                    tell(name, on_disk)
+        tell(name, STEPS)
 
 
 def record_and_kill(path: Path, settings: dict[str, Any], seed: int) -> dict[str, int]:
     """Kill a recording at a random moment; gives the steps that it told were on disk."""
     chance = random.Random(seed)
     after, delay = chance.randrange(20), chance.uniform(0, 0.03)
-    receive, send = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=record, args=(path, settings, send))
-    process.start()
-    send.close()
-    told: dict[str, int] = {}
-    try:
-        for _ in range(after + 1):
-            told.update([receive.recv()])
+    process = launched.begin(record, path, settings, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout as lines:
+        told = [lines.readline() for _ in range(after + 1)]
         time.sleep(delay)
         process.kill()
-        while True:
-            told.update([receive.recv()])
-    except EOFError:
-        process.join()
-    told.pop("", None)
-    return told
+        told += lines
+    process.wait()
+    steps = dict(map(json.loads, filter(None, told)))
+    steps.pop("", None)
+    return steps
 
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     """What an uninterrupted recording holds."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    receive, send = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=record, args=(path, {}, send))
-    process.start()
-    process.join()
-    receive.close()
-    assert process.exitcode == 0
+    assert launched.begin(record, path, {}, stdout=subprocess.DEVNULL).wait() == 0
     run = stagelens.open_run(path)
     assert [stage.steps for stage in run.stages] == [STEPS] * len(STAGES)
     return {stage.name: stage.table()["loss"].tolist() for stage in run.stages}
@@ -178,12 +173,12 @@ def test_an_interrupted_stage_ends_at_its_checkpoint_or_is_set_aside(
 
 def test_a_folder_that_another_process_records_into_is_refused(tmp_path: Path) -> None:
     path, task = tmp_path / "run", make_task(CONFIG)
-    receive, send = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=record, args=(path, {"flush_every": 1}, send))
-    process.start()
-    assert [receive.recv() for _ in range(2)] == [("", 0), ("first", 1)]
+    process = launched.begin(record, path, {"flush_every": 1}, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert [json.loads(process.stdout.readline()) for _ in range(2)] == [["", 0], ["first", 1]]
     with pytest.raises(RecordingError, match=r"another recorder has .*run open"):
         stagelens.Recorder(path, task, resume=True)
     process.kill()
-    process.join()
+    process.stdout.close()
+    process.wait()
     assert stagelens.Recorder(path, task, resume=True).run().unfinished == []

@@ -108,7 +108,7 @@ def assert_same_numbers(run: Run, alone: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.extensive), 4])  # one idle
 def test_several_processes_give_the_numbers_of_one(
     count: int, recorded: Path, alone: Run, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 import stagelens
 from stagelens import StageRecorderCallback
 from stagelens.replaying.reproduction import measure_deviation
-from tests.support.launched import CONTEXT
+from tests.support import launched
 from tests.support.loops import differing, refused
 from tests.support.small_trainings import arguments, made, trainer
 
@@ -61,10 +61,7 @@ def unfinished(path: Path) -> list[tuple[str, int]]:
 def test_a_process_that_ends_in_mid_training_leaves_an_unfinished_stage(
     how: str, exitcode: int, tmp_path: Path
 ) -> None:
-    process = CONTEXT.Process(target=in_a_process, args=(tmp_path, how))
-    process.start()
-    process.join()
-    assert process.exitcode == exitcode
+    assert launched.begin(in_a_process, tmp_path, how).wait() == exitcode
     # The newest part may still have been written when the kill came.
     assert unfinished(tmp_path) in [[("first", steps)] for steps in (4, 2)[: 1 + (how == "kill")]]
 

@@ -122,7 +122,7 @@ STRUCTURES = {
 
 
 @pytest.mark.parametrize(
-    ("structure", "optimizer"), pairs(STRUCTURES, ["momentum", "adam", "adamw"], twice=True)
+    ("structure", "optimizer"), pairs(STRUCTURES, ["momentum", "adam", "adamw"])
 )
 def test_derivatives_hold_whatever_a_stage_does(
     tmp_path: Path, structure: str, optimizer: str
