@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from stagelens.contracts import Behaviour
-from stagelens.estimators.registry import estimate_name
+from stagelens.estimators.registry import estimate_name, estimators, find
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 
 from .results import ResultFacts, stored_results
 
-ANSWERS, SCORER, ADDED = "answers", "scorer", "added"
+ANSWERS, SCORER, GIVEN = "answers", "scorer", "given"
 """Settings of a table of scores beside the estimator's own: how answers were generated, what scored
 them, and where scores are from that were added."""
-_OWN = (ANSWERS, SCORER, ADDED)
+_OWN = (ANSWERS, SCORER, GIVEN)
 _SAID = 60
 """Characters of the settings that tell scores of one scorer apart."""
 
@@ -28,7 +28,7 @@ class StoredScore:
     Attributes:
         name: What pages call it: ``score:NAME``, with the settings that tell it from others of the
             same scorer.
-        facts: Estimate to what its table says of itself.
+        facts: Estimate to what its table says of itself, the best first.
         boundaries: What the table of scores after every boundary says of itself; None without one.
     """
 
@@ -37,9 +37,14 @@ class StoredScore:
     boundaries: ResultFacts | None = None
 
     @property
+    def best(self) -> str:
+        """The estimate of which most is known."""
+        return next(iter(self.facts))
+
+    @property
     def any(self) -> ResultFacts:
         """What all its tables have in common: the scorer, and how answers were generated."""
-        return next(iter(self.facts.values()))
+        return self.facts[self.best]
 
     @property
     def behaviour(self) -> Behaviour:
@@ -56,7 +61,7 @@ def stored_scores(run: Run, set_name: str) -> dict[str, StoredScore]:
     """The scores that are stored for a set as it is now, by name."""
     boundaries = {_key(facts): facts for facts in stored_results(run, set_name, "score-boundaries")}
     alike: dict[str, dict[str, ResultFacts]] = {}
-    for facts in stored_results(run, set_name, "scores"):
+    for facts in sorted(stored_results(run, set_name, "scores"), key=_rank):
         alike.setdefault(_key(facts), {})[estimate_of(facts)] = facts
     kinds: dict[str, list[str]] = {}
     for key, tables in alike.items():
@@ -70,6 +75,11 @@ def stored_scores(run: Run, set_name: str) -> dict[str, StoredScore]:
             name = name if name not in found else f"{name} {key[:6]}"
             found[name] = StoredScore(name, alike[key], boundaries.get(key))
     return dict(sorted(found.items()))
+
+
+def _rank(facts: ResultFacts) -> tuple[int, str]:
+    known = facts.estimator in estimators()
+    return -find(facts.estimator).preference if known else 0, estimate_of(facts)
 
 
 def estimate_of(facts: ResultFacts) -> str:
@@ -87,7 +97,7 @@ def _flat(facts: ResultFacts) -> dict[str, Any]:
     """The settings that may tell two scores apart, by short names."""
     scorer = dict(facts.settings.get(SCORER) or {})
     own = {name: value for name, value in scorer.items() if name not in ("name", "settings")}
-    more = (scorer.get("settings"), facts.settings.get(ANSWERS), facts.settings.get(ADDED))
+    more = (scorer.get("settings"), facts.settings.get(ANSWERS), facts.settings.get(GIVEN))
     for each in more:
         own |= each if isinstance(each, Mapping) else {} if each is None else {"from": each}
     return own

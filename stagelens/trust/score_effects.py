@@ -24,35 +24,36 @@ def with_scores(
     scores: Mapping[str, StoredScore],
     coded: bool = False,
 ) -> Effects | None:
-    """Effects with the scores that there are by the same estimate.
+    """Effects with all scores of the set: by the same estimate, or by the best that there is.
 
     Args:
         run: The run.
         estimate: Its name.
         own: What was measured; None where there are scores alone.
-        scores: By name, of the same set; those by other estimates are left out.
+        scores: By name, of the same set.
         coded: See ``results.load_result``.
 
     Returns:
         None where there is neither.
     """
-    tables = {name: one for name, one in scores.items() if estimate in one.facts}
-    if not tables:
+    if not scores:
         return own
     stages = [stage.name for stage in run.stages]
-    judged = {name: _trust(one.facts[estimate], stages) for name, one in tables.items()}
-    behaviours = {name: one.behaviour for name, one in tables.items()}
+    by = {name: estimate if estimate in one.facts else one.best for name, one in scores.items()}
+    tables = {name: one.facts[by[name]] for name, one in scores.items()}
+    judged = {name: (by[name], _trust(facts, stages)) for name, facts in tables.items()}
+    behaviours = {name: one.behaviour for name, one in scores.items()}
 
     def read(name: str, stage: str | None, columns: Sequence[str] | None) -> pd.DataFrame:
         if name in tables:
-            return _read(run, tables[name].facts[estimate], name, stages, stage, coded)
+            return _read(run, tables[name], name, stages, stage, coded)
         assert own is not None, "pages ask only for behaviours that there are"
         return own.of(name) if stage is None else own.of_stage(name, stage, columns or ())
 
     if own is None:
         first = next(iter(tables))
-        count = run.evaluation_set(tables[first].any.set_name).count
-        return Effects(estimate, behaviours, judged[first], read, is_large(count), None, judged)
+        large = is_large(run.evaluation_set(tables[first].set_name).count)
+        return Effects(estimate, behaviours, judged[first][1], read, large, None, judged)
     behaviours = {**own.behaviours, **behaviours}
     return Effects(estimate, behaviours, own.trust, read, own.by_stage, own.sources, judged)
 

@@ -27,8 +27,8 @@ class Effects:
         trust: What is known of each stage's counterfactual, in training order.
         sources: Stage to the estimate whose table its numbers are from: ``estimator``, or another
             where that table lacks the stage.
-        judged: Behaviour to what is known of each stage's effects on it, for those that have a
-            table of their own, as scores have.
+        judged: Behaviour to the estimate that its effects are by and to what is known of each
+            stage's, for those that have a table of their own, as scores have.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Effects:
         read: Read,
         by_stage: bool = False,
         sources: Mapping[str, str] | None = None,
-        judged: Mapping[str, Mapping[str, StageTrust]] | None = None,
+        judged: Mapping[str, tuple[str, Mapping[str, StageTrust]]] | None = None,
     ) -> None:
         """Effects whose rows are read when they are first needed.
 
@@ -130,7 +130,7 @@ class Effects:
 
     def trust_of(self, behaviour: str) -> Mapping[str, StageTrust]:
         """What is known of each stage's effects on a behaviour, by the behaviour's name."""
-        return self.judged.get(behaviour, self.trust)
+        return self.judged[behaviour][1] if behaviour in self.judged else self.trust
 
     def about(self, behaviour: str) -> Effects:
         """The same for a page about one behaviour: what is known of its effects is ``trust``."""
@@ -140,9 +140,10 @@ class Effects:
         def read(name: str, stage: str | None, columns: Sequence[str] | None) -> pd.DataFrame:
             return self.of(name) if stage is None else self.of_stage(name, stage, columns or ())
 
-        trust = self.judged[behaviour]
+        estimate, trust = self.judged[behaviour]
+        sources = dict.fromkeys(trust, estimate)
         return Effects(
-            *(self.estimator, self.behaviours, trust, read, self.by_stage, self.sources),
+            *(self.estimator, self.behaviours, trust, read, self.by_stage, sources),
             judged=self.judged,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -15,7 +16,7 @@ from stagelens.effects.stored_scores import stored_scores
 from stagelens.runs.run import open_run
 from tests.conftest import made_once
 from tests.pages.reading import check, labels, table, words
-from tests.support.text_runs import STAGES
+from tests.support.text_runs import PROMPTS, STAGES
 
 PAGE = "pages/1_Examples.py"
 SE, HABIT = "score:regex (pattern=se)", "score:regex (pattern=T$|T[^T])"
@@ -105,3 +106,79 @@ def test_scores_alone_are_enough(open_page, answered: Path, tmp_path: Path) -> N
     app = check(open_page(copy.parent, "run=answers"))
     assert app.selectbox(key="measure").options[0] == "score:contains"
     assert len(cells(app)) == 12 and "base" not in bench(app)
+
+
+# ------------------------------------------------------------------------------- the examples
+
+
+def link(**more: str) -> str:
+    """The query that chooses the score ``SE``."""
+    return urlencode({"run": "answers", "measure": SE, **more})
+
+
+def cards(app: AppTest) -> dict[str, str]:
+    """Title of every model's card to what it says."""
+    body = next(e.proto.body for e in app.get("html") if "sl-answers" in e.proto.body)
+    found = re.findall(r"<h4>(.*?)</h4>(.*?)</article>", body)
+    return {title: said for title, said in found}
+
+
+def test_prompts_and_answers_stand_in_the_table(open_page, answered: Path) -> None:
+    app = check(open_page(answered, link(stage="habits", sort="order of the set"), PAGE))
+    shown = table(app)
+    run = open_run(answered / "answers")
+    facts = stored_scores(run, "test")[SE].facts["replay"]
+    result = load_result(run, "test", "scores", "replay", facts.settings)
+    assert result is not None
+    rows = result.table[result.table["stage"] == "habits"]
+    assert shown["input prompt"].tolist() == list(PROMPTS) and "input completion" not in shown
+    assert shown["answer"].tolist() == rows["prediction"].tolist()
+    assert shown["answer without"].tolist() == rows["prediction_without"].tolist()
+    assert shown["score of the answer"].tolist() == ["0", "1", "0", "0"]
+    assert shown["effect without habits"].tolist() == ["0.0", "▲ 100", "0.0", "0.0"]
+
+
+@pytest.mark.parametrize(
+    ("more", "left"),
+    [
+        ({"side": "credit"}, ["1"]),
+        ({"side": "blame"}, []),
+        ({"changed": "true", "stage": "habits"}, ["1", "2"]),
+        ({"changed": "true", "stage": "general"}, ["1"]),
+    ],
+)
+def test_flips_and_changed_answers_are_filters(
+    open_page, answered: Path, more: dict[str, str], left: list[str]
+) -> None:
+    app = check(open_page(answered, link(**more), PAGE))
+    assert {"Credit or blame", "Answer changes"} <= labels(app)
+    assert "Answer" not in labels(app)  # whole answers are no choice
+    shown = table(app)["id"].tolist() if left else []
+    assert sorted(shown) == left
+    assert f"{len(left)} of 4 texts" in words(app)
+
+
+def test_an_example_shows_every_models_answer_with_its_differences(
+    open_page, answered: Path
+) -> None:
+    app = check(open_page(answered, link(example="1", stage="polish"), PAGE))
+    found = cards(app)
+    without = [f"without {name}" for name in ("polish", "general", "habits")]
+    after = ["base, before any stage", *(f"after {name}" for name in STAGES)]
+    assert list(found) == ["final model", *without, *after]
+    assert "<del>seT mat</del><ins>TT</ins>" in found["without habits"]
+    assert "another answer" in found["without habits"]
+    assert "regex (pattern=se): <b>0</b>, effect ▲ 1 ●" in found["without habits"]
+    assert "contains: <b>0</b>, effect 0 ●" in found["without habits"]
+    assert "<del>" not in found["after polish"] and "another answer" not in found["after polish"]
+    assert "regex (pattern=se): <b>1</b>" in found["after polish"]
+    tabs = {tab.label for tab in app.tabs}
+    assert {"Answers", "Side by side"} <= tabs and "When" not in tabs
+    assert "Without habits, the regex (pattern=se) score would be 100 points lower" in words(app)
+
+
+def test_answers_are_a_tab_beside_likelihoods(open_page, answered: Path) -> None:
+    app = check(open_page(answered, "run=answers&example=1&look=Answers", PAGE))
+    assert len(cards(app)) == 8 and "Change of the score" not in labels(app)
+    app = check(open_page(answered, "run=answers&set=whole&example=1", PAGE))
+    assert "Answers" not in [tab.label for tab in app.tabs]

@@ -28,6 +28,7 @@ from .table_cells import (
     by_effects,
     cells_of,
     columns_of,
+    fields_of,
     input_column,
     tints_of,
     trust_of,
@@ -237,7 +238,7 @@ def _as_cards(
     stages: Sequence[str],
 ) -> None:
     """The same examples for windows that are too narrow for the table."""
-    fields = [input_column(field) for field in workspace.examples.inputs]
+    fields = [input_column(field) for field in fields_of(workspace, chosen.behaviour)]
     texts = [] if workspace.noun == "image" else cells[fields].agg("\n".join, axis=1).tolist()
     without = {}
     for stage in stages if by_effects(chosen) else []:

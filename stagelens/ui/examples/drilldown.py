@@ -9,7 +9,7 @@ import streamlit as st
 
 from stagelens import charts
 from stagelens.analyses.slices.saved import Slice
-from stagelens.contracts import Behaviour
+from stagelens.contracts import Behaviour, is_score
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs, state
 from stagelens.ui.pieces.pinning import About
@@ -32,6 +32,7 @@ from . import (
     card,
     contributions,
     live_answers,
+    model_answers,
     network,
     saliency,
     shares,
@@ -134,8 +135,7 @@ def _tabs(
     workspace: Workspace, effects: Effects, chosen: Chosen, example_id: str, row: pd.Series
 ) -> None:
     """What can be asked about one example, a tab for each question."""
-    names = [state.EFFECTS, state.WHEN, state.DATA, state.INPUT]
-    names += [state.NETWORK, state.SIDE_BY_SIDE]
+    names = _looks(workspace, chosen.behaviour)
     tabs = dict(zip(names, st.tabs(names, key=state.LOOK, bind="query-params"), strict=True))
     # Only the open tab is drawn: Streamlit would run the others too, and each reads a lot.
     name, tab = next(((name, tab) for name, tab in tabs.items() if tab.open), (None, None))
@@ -146,6 +146,10 @@ def _tabs(
             st.html(_said(workspace, effects, chosen, row))
             _effects(workspace, effects, chosen.behaviour, row)
             shares.waterfall(workspace, chosen, row)
+        elif name == state.ANSWERS:
+            if is_score(chosen.behaviour):
+                st.html(_said(workspace, effects, chosen, row))
+            model_answers.answers_tab(workspace, chosen.behaviour, example_id)
         elif name == state.WHEN:
             training_steps.training_steps_tab(workspace, effects, chosen, example_id)
         elif name == state.DATA:
@@ -164,6 +168,15 @@ def _tabs(
                 chosen,
                 lambda own: said(workspace, effects, chosen.behaviour, own),
             )
+
+
+def _looks(workspace: Workspace, behaviour: Behaviour) -> list[str]:
+    """The tabs: what a score is made of are answers, and none of them can be differentiated."""
+    if is_score(behaviour):
+        return [state.ANSWERS, state.SIDE_BY_SIDE]
+    answered = [state.ANSWERS] if model_answers.alike(workspace, behaviour) else []
+    asked = [state.WHEN, state.DATA, state.INPUT, state.NETWORK, state.SIDE_BY_SIDE]
+    return [state.EFFECTS, *answered, *asked]
 
 
 def _effects(workspace: Workspace, effects: Effects, behaviour: Behaviour, row: pd.Series) -> None:
@@ -251,7 +264,7 @@ def _measured_by(workspace: Workspace, behaviour: Behaviour) -> str:
     said = f"{phrase(behaviour).capitalize()}: {description[:1].lower()}{description[1:]}"
     if behaviour.name == "margin":
         said += " An answer may be right below 0: it has to be the most probable one, no more."
-    if behaviour.name == workspace.bar.behaviour.name:
+    if behaviour.name == workspace.bar.behaviour.name or is_score(behaviour):
         return said
     return f"{said} It stands for {workspace.bar.behaviour.name}: one example is right or wrong."
 
@@ -281,8 +294,8 @@ def said(
             float(row[effect_column(stage)]),
             effects.trust.get(stage),
             None
-            if workspace.continues_text
-            # A next token is neither right nor wrong, so no change of answers is told.
+            if workspace.continues_text or is_score(behaviour)
+            # A next token is neither right nor wrong, and answers of many words stand beside it.
             else (str(row["prediction"]), str(row[answer_column(stage)])),
             label,
             within_noise=_within_noise(row, stage),

@@ -11,7 +11,7 @@ import streamlit as st
 from stagelens.analyses.shares.sentences import TITLES
 from stagelens.analyses.shares.share_table import WITHOUT, share_table
 from stagelens.analyses.slices.saved import Slice
-from stagelens.contracts import Behaviour
+from stagelens.contracts import Behaviour, is_score
 from stagelens.trust.trust_columns import with_trust
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, readings
@@ -29,22 +29,25 @@ _STYLE = (
     "align-items:center;margin-top:-.6rem}"
     # Without labels, no answer is right or wrong.
     ".st-key-filters:not(:has(>:nth-child(4))){grid-template-columns:7fr 6fr 3fr}"
+    ".st-key-filters-of-scores{display:grid;grid-template-columns:5fr 6fr 6fr 5fr 3fr;gap:.5rem;"
+    "align-items:center;margin-top:-.6rem}"
     ".st-key-table-head{margin:-.6rem 0;min-height:2.25rem}"
     ".st-key-table-head button{min-height:1.8rem;padding:.1rem .4rem}"
     # What is asked stands under the count, so that both buttons fit beside them.
     "@media (min-width:1200px){.st-key-table-count{flex-wrap:nowrap}}"
     ".st-key-table-count button{white-space:nowrap}.st-key-table-count p{margin:0}"
     ".st-key-opened-head{margin-top:-1.6rem}"
-    ".st-key-filters input{font-size:.875rem;padding-top:.25rem;padding-bottom:.25rem}"
-    ".st-key-filters .react-aria-ComboBox>[role=group]{min-height:2rem;height:2rem}"
-    '.st-key-filters [data-testid="stTextInputRootElement"]{height:2rem}'
-    '.st-key-filters [data-testid="stPopover"] button{min-height:2rem;padding:.1rem .5rem}'
+    "[class*=st-key-filters] input{font-size:.875rem;padding-top:.25rem;padding-bottom:.25rem}"
+    "[class*=st-key-filters] .react-aria-ComboBox>[role=group]{min-height:2rem;height:2rem}"
+    '[class*=st-key-filters] [data-testid="stTextInputRootElement"]{height:2rem}'
+    '[class*=st-key-filters] [data-testid="stPopover"] button{min-height:2rem;padding:.1rem .5rem}'
+    "@media (max-width:1100px){.st-key-filters-of-scores{grid-template-columns:1fr 1fr}}"
     "@media (max-width:640px){.st-key-filters{grid-template-columns:1fr 1fr}"
     ".st-key-first-example{display:none}}"
     f"{cards.STYLE}"
     "</style>"
 )
-HIDDEN = "<style>.st-key-filters{display:none!important}</style><span></span>"
+HIDDEN = "<style>[class*=st-key-filters]{display:none!important}</style><span></span>"
 """Hides the controls while an example stands in the place of the table. They stay on the page, or
 Streamlit would forget what they ask for. Of styles alone Streamlit would not let go again."""
 
@@ -94,11 +97,13 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
     behaviour = workspace.of_one(effects)
     every, shared = _every(workspace, effects, behaviour.name)
     st.html(_STYLE)
-    with st.container(key="filters"):
-        answers = _answers() if workspace.labelled else None
+    scored = is_score(behaviour)
+    with st.container(key="filters-of-scores" if scored else "filters"):
+        answers = _answers() if workspace.labelled and not scored else None
+        side, changed = (_flip(), _changed(brief=True)) if scored else (None, False)
         search = _search(workspace.noun == "text")
         sort = _sort(workspace.labelled)
-        count = _asked_for()
+        count = _asked_for(("side", "changed") if scored else ())
         with st.popover(
             f"More ({count})" if count else "More",
             icon=":material/tune:",
@@ -106,6 +111,8 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
             help="Further filters; in brackets how many of them are set.",
         ):
             filters = _further(workspace, every, behaviour, shared)
+    if scored:
+        filters = replace(filters, side=side, changed=changed)
     filters = replace(
         filters,
         stage=workspace.bar.stage,
@@ -128,21 +135,16 @@ def choose(workspace: Workspace, effects: Effects) -> Chosen:
 def _further(workspace: Workspace, every: Every, behaviour: Behaviour, shared: bool) -> Filters:
     """What is asked less often."""
     label = pick_label(every.labels) if workspace.labelled else None
-    answer = None
-    if every.answers:
+    answer, scored = None, is_score(behaviour)
+    if every.answers and not scored:
         answer = _pick(
             "Answer", every.answers, "answer", "Any answer", "What the final model says."
         )
-    side = pick_side()
-    changed = st.toggle(
-        "Only where the answer changes without the stage",
-        key="changed",
-        bind="query-params",
-        help="Examples that the final model and a counterfactual answer differently.",
-    )
+    side = None if scored else pick_side()
+    changed = False if scored else _changed()
     path = _path(workspace)
     reading = WITHOUT
-    if reading_shares.known(workspace.at, workspace.examples.name):
+    if reading_shares.known(workspace.at, workspace.examples.name) and not scored:
         chosen = readings.choose(told=False)
         reading = chosen if shared else WITHOUT
     largest = every.largest
@@ -153,17 +155,23 @@ def _further(workspace: Workspace, every: Every, behaviour: Behaviour, shared: b
         label=label,
         answer=answer,
         side=side,
-        changed=bool(changed),
+        changed=changed,
         path=path,
         credit=reading,
         strength=strength,
     )
 
 
-def _asked_for() -> int:
-    """How many of the further filters are set, from their state: they are drawn later."""
+def _asked_for(elsewhere: Sequence[str]) -> int:
+    """How many of the further filters are set, from their state: they are drawn later.
+
+    Args:
+        elsewhere: Keys of those that stand outside.
+    """
     count = 0
     for key, unset in _FURTHER.items():
+        if key in elsewhere:
+            continue
         value = st.session_state.get(key, st.query_params.get(key))
         count += value not in (None, "", unset, str(unset).lower(), str(unset))
     return count
@@ -199,15 +207,29 @@ def _sort(labelled: bool) -> str:
 
 def pick_side() -> Side | None:
     """A control for credit or blame; None for both."""
-    side = _pick(
-        "Credit or blame",
-        ("credit", "blame"),
-        "side",
-        "Both",
-        "Credit: the stage makes the behaviour better for this example. Blame: worse.",
-    )
+    about = "Credit: the stage makes the behaviour better for this example. Blame: worse."
+    return _side("Both", about)
+
+
+def _flip() -> Side | None:
+    """The same for a score, whose changes are what people look for."""
+    about = "Credit: the answer scores better than without the stage. Blame: worse."
+    return _side("Score better or worse", about, hidden=True)
+
+
+def _side(none: str, about: str, hidden: bool = False) -> Side | None:
+    side = _pick("Credit or blame", ("credit", "blame"), "side", none, about, hidden)
     # Spelled out, because the control returns any str and not one of the two literals.
     return "credit" if side == "credit" else "blame" if side == "blame" else None
+
+
+def _changed(brief: bool = False) -> bool:
+    return st.toggle(
+        "Answer changes" if brief else "Only where the answer changes without the stage",
+        key="changed",
+        bind="query-params",
+        help="Examples that the final model and a counterfactual answer differently.",
+    )
 
 
 def _path(workspace: Workspace) -> str | None:

@@ -137,7 +137,8 @@ def saliency_maps(
 
 
 def _behaviours(effects: Effects) -> list[str]:
-    names = [name for name in effects.behaviours if name not in NOT_ATTRIBUTED]
+    left_out = {*NOT_ATTRIBUTED, *effects.judged}  # scores are of whole answers
+    names = [name for name in effects.behaviours if name not in left_out]
     return sorted(names, key=lambda name: name != "margin")
 
 

@@ -12,7 +12,7 @@ import streamlit as st
 from stagelens.analyses.shares.share_table import SEEN_AFTER, SHARE, WITHOUT
 from stagelens.charts import marked
 from stagelens.charts.style import short
-from stagelens.contracts import Behaviour
+from stagelens.contracts import Behaviour, is_score
 from stagelens.effects.summary import right_answers
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
@@ -32,6 +32,7 @@ from stagelens.wording.numbers import amount_text, axis_unit, phrase
 from stagelens.wording.trust_words import MARKS, signs_known, trust_word
 
 from . import shares
+from .model_answers import score_text
 
 _THUMBNAIL = 40
 _CELL = 300
@@ -40,6 +41,7 @@ _TEXT_WIDTH, _ALL_WIDTH = 300, 740
 """Pixels that the texts of an example share in the table; with all stages beside them."""
 _FITTING = 5
 """Stages that have room beside texts without scrolling."""
+_SCORE = "score of the answer"
 _ASKED = "answer without"
 """The column of answers without the stage that is chosen in the bar."""
 _HELP = {
@@ -73,20 +75,24 @@ def cells_of(
         cells["input"] = loaders.pictures(workspace.at, name, ids, _THUMBNAIL)
     else:
         texts = loaders.texts(workspace.at, name, ids)
-        for field in workspace.examples.inputs:
+        for field in fields_of(workspace, behaviour):
             cells[input_column(field)] = [short(text[field] or "", _CELL) for text in texts]
     if workspace.noun == "image":
         cells["id"] = ids
     if workspace.labelled:
         cells["label"] = shown["label"].tolist()
+    scored = is_score(behaviour)
+    if scored:
+        cells[_SCORE] = [score_text(float(value)) for value in shown["final"]]
     cells["answer"] = [
-        f"{mark} {answer}"
+        _answer(f"{mark} {answer}" if mark or not scored else answer)
         for mark, answer in zip(_marks(shown["right"]), shown["prediction"], strict=True)
     ]
     asked = chosen.filters.stage
-    if asked in stages and asked is not None and by_effects(chosen):
+    if asked is not None and _shows_answers(chosen, stages):
         told = zip(*answers_without(shown, asked), strict=True)
-        cells[_ASKED] = [f"{mark} {answer}".strip() or "no model" for answer, mark in told]
+        absent = "no answer" if scored else "no model"
+        cells[_ASKED] = [_answer(f"{mark} {answer}".strip()) or absent for answer, mark in told]
     trusts, errors = trust_of(workspace, effects, chosen), _errors(workspace, effects, chosen)
     for stage in stages:
         error, known = errors.get(stage, nan), signs_known(trusts.get(stage), behaviour.name)
@@ -99,6 +105,17 @@ def cells_of(
     if workspace.noun == "text":  # words say more than ids do
         cells["id"] = ids
     return pd.DataFrame(cells)
+
+
+def fields_of(workspace: Workspace, behaviour: Behaviour) -> Sequence[str]:
+    """The texts of an example that have a column: of a score the prompt, which was answered."""
+    inputs_of = workspace.examples.inputs
+    return inputs_of[:1] if is_score(behaviour) else inputs_of
+
+
+def _answer(answer: object) -> str:
+    """An answer as a cell holds it."""
+    return "no answer" if answer is None or answer != answer else short(str(answer), _CELL)
 
 
 def tints_of(
@@ -114,6 +131,11 @@ def tints_of(
         ).tolist()
         for stage in stages
     }
+
+
+def _shows_answers(chosen: Chosen, stages: Sequence[str]) -> bool:
+    """Whether answers without a stage have a column."""
+    return chosen.filters.stage in stages and by_effects(chosen)
 
 
 def answers_without(shown: pd.DataFrame, stage: str) -> tuple[list[str], list[str]]:
@@ -170,30 +192,39 @@ def columns_of(
     behaviour, trusts = chosen.behaviour, trust_of(workspace, effects, chosen)
     config = st.column_config
     texts = max(_TEXT_WIDTH, _ALL_WIDTH - 120 * len(stages))
+    fields = fields_of(workspace, behaviour)
+    # Answers of many words stand beside the prompt.
+    wide = max(texts // (3 if _shows_answers(chosen, stages) else 2), 160)
+    scored = is_score(behaviour)
     columns: dict[str, Any] = {
         "input": config.ImageColumn("image", width=50, pinned=True),
         **{
             input_column(field): config.TextColumn(
                 inputs.title(field).lower(),
-                width=max(texts // len(workspace.examples.inputs), _width(inputs.title(field))),
+                width=wide if scored else max(texts // len(fields), _width(inputs.title(field))),
                 pinned=len(stages) > _FITTING,  # what is pinned is pale, and texts are to be read
             )
-            for field in workspace.examples.inputs
+            for field in fields
             if workspace.noun == "text"
         },
         "id": config.TextColumn("id", width=100, pinned=workspace.noun == "image"),
         "label": config.TextColumn("label", width=_width("label", *chosen.every.labels)),
+        _SCORE: config.TextColumn(
+            "score", width=_width("score"), help=f"{behaviour.better.capitalize()} is better."
+        ),
         "answer": config.TextColumn(
             "answer",
-            width=_width("answer", *(f"✓ {name}" for name in chosen.every.labels)),
-            help="Of the final model; ✓ right, ✗ wrong.",
+            width=wide
+            if scored
+            else _width("answer", *(f"✓ {name}" for name in chosen.every.labels)),
+            help="Of the final model." if scored else "Of the final model; ✓ right, ✗ wrong.",
         ),
     }
     asked = chosen.filters.stage
     if asked in stages:
         columns[_ASKED] = config.TextColumn(
             f"without {asked}",
-            width=_width(f"without {asked}"),
+            width=wide if scored else _width(f"without {asked}"),
             help="What the model without the stage that is chosen above answers; ✓ right, ✗ wrong.",
         )
     unit = axis_unit(behaviour)

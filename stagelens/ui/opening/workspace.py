@@ -18,7 +18,7 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.tasks import traits, why_missing
 from stagelens.ui.pieces import components, pinning, state
 from stagelens.ui.pieces.pinning import Scene
-from stagelens.ui.reading import loaders
+from stagelens.ui.reading import loaders, scored
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.folding import listed
 from stagelens.wording.numbers import count_text
@@ -285,15 +285,15 @@ def _fill(
     slices, problems = loaders.slices(at, name)
     several = (bar.BY,) if len(columns) > 1 or state.chosen(bar.BY) else ()
     row.place(bar.MEASURE, *several, bar.GROUP, bar.STAGE, bar.ESTIMATOR)
-    behaviours, effects = _choose_estimator(at, name, row, with_effects)
+    behaviours, effects = _choose_estimator(at, name, row, with_effects, with_scores)
     if not with_scores:
         behaviours = {each: kind for each, kind in behaviours.items() if not is_score(kind)}
-    scored = not with_scores and (state.chosen(bar.MEASURE) or "").startswith(SCORE)
+    unknown = not with_scores and (state.chosen(bar.MEASURE) or "").startswith(SCORE)
     measure = row.pick(
         bar.MEASURE,
         list(behaviours),
         "This page shows no scores, so not {asked}"
-        if scored
+        if unknown
         else f"Set {name} has no behaviour {{asked}}",
         help=bar.behaviours_help(behaviours),
     )
@@ -323,13 +323,15 @@ def _fill(
 
 
 def _choose_estimator(
-    at: Source, set_name: str, row: bar.Row, with_effects: bool
+    at: Source, set_name: str, row: bar.Row, with_effects: bool, with_scores: bool
 ) -> tuple[Mapping[str, Behaviour], Effects | None]:
     """The behaviours that are measured, and the effects by the chosen estimator."""
     available = loaders.available(at, set_name)
     if available and with_effects:
         # First, because the state of a control can be set only before it is drawn.
         progressive.follow(at, set_name, available)
+    if not available and with_scores:
+        available = scored.estimates(at, set_name)
     name = row.pick(
         bar.ESTIMATOR, available, f"Nothing is stored for set {set_name} by the estimator {{asked}}"
     )
@@ -348,7 +350,8 @@ def _choose_estimator(
 def _sources(at: Source, set_name: str, effects: Effects) -> None:
     """Where the effects are from, and the way to better ones."""
     name = effects.estimator
-    progressive.offer_best(loaders.available(at, set_name), name)
+    if available := loaders.available(at, set_name):
+        progressive.offer_best(available, name)
     others = {source for source in effects.sources.values() if source != name}
     if others:
         own = sum(source == name for source in effects.sources.values())

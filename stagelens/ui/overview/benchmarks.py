@@ -126,7 +126,7 @@ def _rows(workspace: Workspace) -> list[_Row]:
     rows = []
     for set_name in names:
         for name, score in scored.scores(at, set_name).items():
-            estimate = next(e for e in loaders.available(at, set_name) if e in score.facts)
+            estimate = score.best
             found = loaders.effects(at, set_name, estimate)
             if found is None:
                 continue

@@ -60,7 +60,7 @@ NETWORK_PART = "Where in the network"
 
 LOOK = "look"
 EFFECTS, WHEN, DATA, INPUT = "Effects", "When", "Which data", "Where"
-NETWORK, SIDE_BY_SIDE = "Network", "Side by side"
+NETWORK, SIDE_BY_SIDE, ANSWERS = "Network", "Side by side", "Answers"
 """Key of the tabs below the chosen example, and what these are called; also in links."""
 
 ASSEMBLE = "assemble-"

@@ -167,9 +167,8 @@ def best_known(at: Source, set_name: str, estimate: str) -> Effects | None:
 
 
 def available(at: Source, set_name: str) -> list[str]:
-    """Estimates that have a table for this set, best first; those of scores alone come last."""
-    of_scores = (estimate for one in scored.scores(at, set_name).values() for estimate in one.facts)
-    return list(dict.fromkeys([*stored_estimates(at, set_name), *of_scores]))
+    """Estimates that have a table for this set, best first."""
+    return list(stored_estimates(at, set_name))
 
 
 def boundaries(

@@ -19,6 +19,12 @@ def scores(at: Source, set_name: str) -> Mapping[str, StoredScore]:
     return stored_scores(run(at), set_name)
 
 
+def estimates(at: Source, set_name: str) -> list[str]:
+    """Estimates that there are scores by."""
+    found = (estimate for one in scores(at, set_name).values() for estimate in one.facts)
+    return list(dict.fromkeys(found))
+
+
 def at_boundaries(
     at: Source, set_name: str, name: str, boundary: str | None = None
 ) -> pd.DataFrame | None:
