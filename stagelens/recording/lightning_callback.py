@@ -14,6 +14,7 @@ from torch import nn
 
 from stagelens.contracts import RecordingError, RecordingWarning, Task
 
+from .loader_rows import LoaderRows, rows_told
 from .notes import note_in_run
 from .problems import in_words
 from .recorder import Recorder
@@ -49,6 +50,9 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
         description: What the stage's data are, in words.
         keep_batches: ``"all"``, ``"none"``, or n to keep those of every n-th step. Replay needs
             all of them.
+        as_rows: Keep batches as rows of the training's data set, with a hash each, instead of
+            themselves, as far as its rows make them again. The data set is then needed again, see
+            ``dataset`` of :meth:`stagelens.Recorder.stage`.
         checkpoint_every: Steps between checkpoints within the stage; None for none.
         keep_optimizer: Write the optimiser's state at the stage's end.
         name: The run's name; by default the folder's.
@@ -78,6 +82,7 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
         model: str = "model",
         description: str = "",
         keep_batches: Literal["all", "none"] | int = "all",
+        as_rows: bool = False,
         checkpoint_every: int | None = None,
         keep_optimizer: bool = False,
         name: str | None = None,
@@ -100,9 +105,11 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
             "flush_every": flush_every,
             "on_problem": on_problem,
         }
+        self._as_rows = as_rows
         StageSettings(**self._settings)  # refuses what is unusable before anything is trained
         self._build_config = build_config
         self._open: StageRecorder | None = None
+        self._rows: LoaderRows | None = None
         self._closing = ExitStack()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -119,6 +126,11 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
         there = (self.path / "run.json").exists()
         recorder = Recorder(self.path, self._task, self._name, resume=there)
         closing.callback(recorder.close)
+        self._rows = None
+        if self._as_rows:
+            self._rows = rows_told(recorder, self.stage, trainer.train_dataloader)
+        if self._rows is not None:
+            closing.callback(self._rows.close)
         stage = recorder.stage(
             self.stage,
             model=self._trained(pl_module),
@@ -126,6 +138,7 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
             clip_norm=trainer.gradient_clip_val or None,
             accumulation=trainer.accumulate_grad_batches,
             build_config=self._build_config,
+            dataset=None if self._rows is None else self._rows.loader,
             **self._settings,
         )
         if (problem := _unlike(trainer)) is not None:
@@ -153,7 +166,8 @@ class LightningStageRecorder(Callback):  # type: ignore[misc, unused-ignore]
             return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         try:
-            self._open.step(batch, float("nan") if loss is None else loss)
+            rows = None if self._rows is None else self._rows.take()
+            self._open.step(batch, float("nan") if loss is None else loss, rows=rows)
         except Exception as error:
             self._leave(error)
             self._tell(error, f"stage {self.stage!r} was interrupted")

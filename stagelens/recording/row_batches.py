@@ -10,7 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from stagelens.contracts import RecordingWarning
-from stagelens.runs.data_rows import DataRows, NotTheSame, hash_of, kept_of
+from stagelens.runs.data_rows import (
+    DataRows,
+    NotTheSame,
+    beside_of,
+    hash_of,
+    kept_of,
+    with_beside,
+)
 from stagelens.runs.row_facts import RowFacts
 
 from .run_writer import RunWriter
@@ -18,7 +25,7 @@ from .run_writer import RunWriter
 Rows = Sequence[int] | None
 """Numbers of a batch's rows in the stage's data set, as the loop tells them."""
 
-_NOT_GIVEN = "stage.step was called without rows=[...], the batch's row numbers in the data set"
+_NOT_GIVEN = "the row numbers of a batch are not known (stage.step was called without rows=[...])"
 
 
 class RowBatches:
@@ -77,10 +84,11 @@ class RowBatches:
             if rows is None:
                 raise NotTheSame(_NOT_GIVEN)
             numbers = [int(row) for row in rows]
-            sha256 = hash_of(description, tensors)
-            if hash_of(*self._data.batch(numbers)) != sha256:
+            sha256, made = hash_of(description, tensors), self._data.batch(numbers)
+            beside = beside_of((description, tensors), made)
+            if hash_of(*with_beside(made, description, beside)) != sha256:
                 raise NotTheSame("its rows make another batch than the one that was used")
-            found = kept_of(numbers, len(self._data), sha256)
+            found = kept_of(numbers, len(self._data), sha256, beside)
         except Exception as error:  # whatever it is, tensors can be kept
             self._give_up(str(error) or type(error).__name__)
             return None

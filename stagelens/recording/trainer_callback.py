@@ -19,6 +19,7 @@ from stagelens.contracts import Objective, RecordingError, RecordingWarning, Tas
 from .computed_losses import ComputedLosses, trainer_that_calls
 from .final_model import FinalModel
 from .infer_task import task_of_stage
+from .loader_rows import LoaderRows, rows_told
 from .notes import note_in_run
 from .problems import in_words
 from .recorder import Recorder
@@ -66,6 +67,9 @@ class StageRecorderCallback(TrainerCallback):
         description: What the stage's data are, in words.
         keep_batches: ``"all"``, ``"none"``, or n to keep those of every n-th step. Replay needs
             all of them.
+        as_rows: Keep batches as rows of ``train_dataset``, with a hash each, instead of themselves,
+            as far as its rows make them again; what the Trainer adds to them is kept. The data set
+            is then needed again, see ``dataset`` of :meth:`stagelens.Recorder.stage`.
         checkpoint_every: Steps between checkpoints within the stage; None for none.
         keep_optimizer: Write the optimiser's state at the stage's end.
         name: The run's name; by default the folder's.
@@ -107,6 +111,7 @@ class StageRecorderCallback(TrainerCallback):
         task: Task | None = None,
         description: str = "",
         keep_batches: Literal["all", "none"] | int = "all",
+        as_rows: bool = False,
         checkpoint_every: int | None = None,
         keep_optimizer: bool = False,
         name: str | None = None,
@@ -133,6 +138,7 @@ class StageRecorderCallback(TrainerCallback):
             "flush_every": flush_every,
             "on_problem": on_problem,
         }
+        self._as_rows = as_rows
         self._objective = objective
         self._averaged = averaged
         StageSettings(**self._settings)  # refuses what is unusable before anything is trained
@@ -174,7 +180,9 @@ class StageRecorderCallback(TrainerCallback):
             # Of several processes, each has a wrapped model.
             together = trainer is not None and args.world_size > 1
             trained = trainer.model_wrapped if together else kwargs["model"]
-            stage = self._enter(closing, settings, minimised, state.global_step, trained, **kwargs)
+            stage, rows = self._enter(
+                closing, settings, minimised, state.global_step, trained, **kwargs
+            )
             stage.problems.advice = _KNOWN if minimised.objective is None else ""
             if minimised.objective is None:
                 passes: _Passes = TrainingPasses(kwargs["model"], stage.tell)
@@ -182,7 +190,7 @@ class StageRecorderCallback(TrainerCallback):
                 counts = minimised.objective.reads_micro_batches
                 passes = ComputedLosses(trainer, stage.tell, counts)
             closing.callback(passes.close)
-            self._open = _Open(stage, passes, closing.pop_all())
+            self._open = _Open(stage, passes, rows, closing.pop_all())
         # The stage is interrupted when nothing holds this callback any more, or the process ends.
         self._interrupt = weakref.finalize(self, _leave, self._open.closing)
         _recording[place] = self
@@ -197,8 +205,9 @@ class StageRecorderCallback(TrainerCallback):
         *,
         model: Any,
         processing_class: Any = None,
+        train_dataloader: Any = None,
         **_: Any,
-    ) -> StageRecorder:
+    ) -> tuple[StageRecorder, LoaderRows | None]:
         task, build_config, differing = self._task, self._build_config, ""
         if task is None:
             named = None if minimised.objective is None else minimised.objective.name
@@ -218,6 +227,9 @@ class StageRecorderCallback(TrainerCallback):
                 f"stage {self.stage!r} was trained with a tokenizer that differs from the run's in "
                 f"{differing}; texts of evaluation sets are read with the run's"
             )
+        rows = rows_told(recorder, self.stage, train_dataloader) if self._as_rows else None
+        if rows is not None:
+            closing.callback(rows.close)
         stage = recorder.stage(
             self.stage,
             model=trained,
@@ -229,12 +241,13 @@ class StageRecorderCallback(TrainerCallback):
             objective=minimised.objective,
             references=minimised.references,
             kernels=settings.kernels,
+            dataset=None if rows is None else rows.loader,
             **self._settings,
         )
         for problem in (settings.problem, minimised.problem):
             if problem is not None:
                 stage.tell(problem)
-        return closing.enter_context(stage)
+        return closing.enter_context(stage), rows
 
     def on_substep_end(self, *_: Any, **__: Any) -> None:
         """Note a micro-batch without an update."""
@@ -335,17 +348,19 @@ class _Open:
 
     stage: StageRecorder
     passes: _Passes
+    rows: LoaderRows | None
     closing: ExitStack
 
     def note(self) -> None:
         """Note the newest pass, and the update that followed it, if any."""
+        rows = None if self.rows is None else self.rows.take()
         if self.stage.problem is None:
             try:
                 seen = self.passes.take()
             except RecordingError as error:
                 self.stage.tell(error)
             else:
-                self.stage.step(seen.inputs, seen.loss, seen.divisor)
+                self.stage.step(seen.inputs, seen.loss, seen.divisor, rows)
                 return
         self.stage.step(None, self.passes.drop())
 

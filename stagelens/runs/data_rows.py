@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -184,26 +185,30 @@ class StageRows:
             return pd.DataFrame(index=range(len(rows)))
         return self._rows.columns(known, inputs)
 
-    def tensors(self, step: int, pass_: int, kept: Mapping[str, Tensor]) -> list[Tensor]:
+    def tensors(
+        self, step: int, pass_: int, kept: Mapping[str, Tensor], description: Any
+    ) -> list[Tensor]:
         """The tensors of a micro-batch, made again.
 
         Args:
             step: Number within the stage, from 0.
             pass_: Which micro-batch of the step, from 0.
             kept: What is kept of it, as :func:`kept_of` makes it.
+            description: Of the whole micro-batch, as it was recorded.
 
         Raises:
             RunError: The data set is missing, or makes another batch than was recorded.
         """
         rows = kept[ROWS].tolist()
         try:
-            found = self._rows.batch(rows)
+            beside = {int(n.removeprefix(MORE)): t for n, t in kept.items() if n.startswith(MORE)}
+            found = with_beside(self._rows.batch(rows), description, beside)
             same = hash_of(*found) == bytes(kept[HASH].tolist())
             why = "" if same else f"rows {_listed(rows)} make another batch now"
         except NotTheSame as error:
             same, why = False, str(error)
         if same:
-            return found[1]
+            return [*found[1]]
         raise RunError(
             f"step {step + 1} of stage {self._stage!r}, micro-batch {pass_ + 1}, is not what was "
             f"recorded: {why}{self._other()}; give the data set and the collator that the stage "
@@ -219,16 +224,20 @@ class StageRows:
 
 
 _NOT_SAID = RowFacts(fingerprint="", rows=0, collator="what its training used")
-ROWS, HASH = "rows", "sha256"
+ROWS, HASH, MORE = "rows", "sha256", "more"
+"""Names of what is kept: row numbers, hash, and tensors that rows do not make, by their number."""
 
 
-def kept_of(rows: Sequence[int], size: int, sha256: bytes) -> dict[str, Tensor]:
+def kept_of(
+    rows: Sequence[int], size: int, sha256: bytes, beside: Mapping[int, Tensor] | None = None
+) -> dict[str, Tensor]:
     """What is kept of a micro-batch in place of its tensors.
 
     Args:
         rows: Their numbers in the data set.
         size: How many the data set has: they are in the smallest integers that reach so far.
         sha256: Of the batch, as :func:`hash_of` computes it.
+        beside: Its tensors that the rows do not make, by number, see :func:`beside_of`.
     """
     import torch
 
@@ -237,7 +246,82 @@ def kept_of(rows: Sequence[int], size: int, sha256: bytes) -> dict[str, Tensor]:
     return {
         ROWS: torch.tensor(rows, dtype=kind),
         HASH: torch.frombuffer(bytearray(sha256), dtype=torch.uint8),
+        **{f"{MORE}{number}": tensor for number, tensor in (beside or {}).items()},
     }
+
+
+Flat = tuple[Any, Sequence["Tensor"]]
+"""A batch as :func:`stagelens.runs.batches.flatten` takes it apart."""
+
+
+def beside_of(used: Flat, made: Flat) -> dict[int, Tensor]:
+    """What a training gave its model beside what the rows make: entries of a dictionary.
+
+    Such as ``num_items_in_batch``, which a Trainer counts over all micro-batches of an update.
+
+    Returns:
+        Number of the tensor in the batch to itself; empty where the rows make nothing of it.
+    """
+    ours, theirs = _entries(used[0]), _entries(made[0])
+    common = ours.keys() & theirs.keys()
+    if not common:
+        return {}
+    return {n: used[1][n] for name in ours if name not in common for n in _numbers(ours[name])}
+
+
+def with_beside(made: Flat, description: Any, beside: Mapping[int, Tensor]) -> Flat:
+    """What rows make and what was kept beside it, as one batch: the inverse of :func:`beside_of`.
+
+    Args:
+        made: Of the rows. Entries that the training did not use are left out.
+        description: Of the whole batch.
+        beside: What :func:`beside_of` found.
+    """
+    ours, theirs = _entries(description), _entries(made[0])
+    if not ours or not ours.keys() & theirs.keys():
+        return made
+    found: dict[int, Tensor] = dict(beside)
+    for name, own in ours.items():
+        if name in theirs:
+            pairs = zip(_numbers(own), _numbers(theirs[name]), strict=False)
+            found |= {number: made[1][there] for number, there in pairs}
+    if found.keys() != {*_numbers(description)}:
+        return made  # whose hash is another one
+    entries = {name: theirs.get(name, own) for name, own in ours.items()}
+    return {"dict": _renumbered(entries)}, [found[number] for number in sorted(found)]
+
+
+def _entries(description: Any) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = description.get("dict", {})
+    return found
+
+
+def _numbers(description: Any) -> Iterator[int]:
+    """The numbers of the tensors in a part of a batch, in order."""
+    if "tensor" in description:
+        yield description["tensor"]
+        return
+    ((kind, content),) = description.items()
+    if kind in ("tuple", "list", "dict"):
+        for item in content.values() if kind == "dict" else content:
+            yield from _numbers(item)
+
+
+def _renumbered(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts of several batches as one, whose tensors are numbered in order."""
+    count = iter(range(sys.maxsize))
+
+    def visit(description: Any) -> Any:
+        if "tensor" in description:
+            return description | {"tensor": next(count)}
+        ((kind, content),) = description.items()
+        if kind in ("tuple", "list"):
+            return {kind: [visit(item) for item in content]}
+        if kind == "dict":
+            return {kind: {name: visit(item) for name, item in content.items()}}
+        return description
+
+    return {name: visit(own) for name, own in entries.items()}
 
 
 def hash_of(description: Any, tensors: Sequence[Tensor]) -> bytes:

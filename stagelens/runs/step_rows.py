@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from .data_rows import HASH, ROWS, StageRows
+from .data_rows import HASH, MORE, ROWS, StageRows
 from .step_records import MicroBatch, StepRecord
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ def stored(names: Sequence[str]) -> Sequence[str]:
     return [name for name, number, place in places if number not in made or not place.isdigit()]
 
 
+def _is_more(place: str) -> bool:
+    return place.startswith(MORE) and place.removeprefix(MORE).isdigit()
+
+
 def as_step(
     row: dict[str, Any],
     tensors: Sequence[tuple[str, Tensor]] | None = None,
@@ -94,9 +98,11 @@ def as_step(
         numbers: dict[int, tuple[int, ...]] = {}
         for number, kept in rng.items():
             if ROWS in kept:
-                made = {place: kept.pop(place) for place in (ROWS, HASH)}
+                own = [place for place in kept if place in (ROWS, HASH) or _is_more(place)]
+                made = {place: kept.pop(place) for place in own}
                 rows = rows or StageRows("", None)
-                leaves[number] = rows.tensors(row["step"], number, made)
+                described = _parsed(row["batch"])[number]
+                leaves[number] = rows.tensors(row["step"], number, made, described)
                 numbers[number] = tuple(made[ROWS].tolist())
         batches = [
             MicroBatch(

@@ -101,8 +101,16 @@ def module_of(task: Any, manual: bool = False, optimizers: int = 1) -> Any:
     return Module()
 
 
-def fit(module: Any, callback: Any, folder: Path, validate: bool = False, **options: Any) -> None:
-    loader: Any = torch.utils.data.DataLoader(BATCHES, batch_size=None)
+def fit(
+    module: Any,
+    callback: Any,
+    folder: Path,
+    validate: bool = False,
+    loader: Any = None,
+    **options: Any,
+) -> None:
+    if loader is None:
+        loader = torch.utils.data.DataLoader(BATCHES, batch_size=None)
     trainer = lightning.Trainer(
         accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
@@ -139,6 +147,22 @@ def test_trainings_of_lightning(case: str, tmp_path: Path) -> None:
     for done in run.stages:
         assert measure_deviation(run.task, done).bitwise
     assert all(torch.equal(own, run.last.end().model[name]) for name, own in end.items())
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_batches_of_lightning_are_kept_as_rows(tmp_path: Path) -> None:
+    task = make_task(BATCH_NORM)
+    data = torch.utils.data.TensorDataset(*(torch.cat(e) for e in zip(*BATCHES, strict=True)))
+    loader = torch.utils.data.DataLoader(data, batch_size=3, shuffle=True)
+    callback = stagelens.LightningStageRecorder(
+        tmp_path / "run", "only", task=task, as_rows=True, on_problem="raise"
+    )
+    fit(module_of(task), callback, tmp_path, loader=loader)
+    run = stagelens.open_run(tmp_path / "run", datasets={"only": loader})
+    assert run.problems == [] and run.last.facts.rows is not None
+    assert all(each.rows for step in run.last.read_steps() for each in step.batches or ())
+    assert measure_deviation(run.task, run.last).bitwise
 
 
 @needs_lightning
