@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ def sgd(model: nn.Module, _before: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.2)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> stagelens.Run:
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two stages, and a set of which a tenth has no label."""
     plans = [Plan("first", sgd), Plan("second", sgd)]
-    made = record_plans(tmp_path / "run", make_task(), plans)
+    made = record_plans(tmp_path_factory.mktemp("recorded") / "run", make_task(), plans)
     images, labels = make_batches(1, seed=5, size=COUNT)[0]
     given = [None if row % 10 == 3 else int(label) for row, label in enumerate(labels)]
     recorder = stagelens.Recorder(made.path, made.task, resume=True)
@@ -41,20 +42,33 @@ def run(tmp_path: Path) -> stagelens.Run:
         "test", images=images, labels=given, columns={"group": ["a", "b"] * (COUNT // 2)}
     )
     recorder.close()
-    return made
+    return made.path
 
 
-@pytest.fixture(params=[1, 10**6], ids=["own row groups", "one row group"])
-def stored(request: pytest.FixtureRequest, run: stagelens.Run, monkeypatch) -> stagelens.Run:
+@pytest.fixture(scope="module", params=[1, 10**6], ids=["own row groups", "one row group"])
+def computed(
+    request: pytest.FixtureRequest, recorded: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int]:
     """The run with its results, as those of a large set are stored and as those of a small one."""
-    monkeypatch.setattr(results, "_OWN_GROUPS", request.param)
-    for estimator in ("replay", "task-vector"):
-        attribute(run, "test", estimator)
-    boundaries(run, "test")
+    copy = shutil.copytree(recorded, tmp_path_factory.mktemp("computed") / "run")
+    run = stagelens.open_run(copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "_OWN_GROUPS", request.param)
+        for estimator in ("replay", "task-vector"):
+            attribute(run, "test", estimator)
+        boundaries(run, "test")
     path = run.path / f"results/tables/{result_key(run, 'test', 'effects', 'replay', {})}.parquet"
     groups = pq.read_metadata(path).num_row_groups
     assert groups == (1 if request.param > 1 else 2 * len(BEHAVIOURS))
-    return run
+    return run.path, request.param
+
+
+@pytest.fixture
+def stored(computed: tuple[Path, int], tmp_path: Path, monkeypatch) -> stagelens.Run:
+    """A copy of ``computed`` to change."""
+    path, groups = computed
+    monkeypatch.setattr(results, "_OWN_GROUPS", groups)
+    return stagelens.open_run(shutil.copytree(path, tmp_path / "run"))
 
 
 def plain(table: Any) -> Any:

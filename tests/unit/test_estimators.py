@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,15 @@ def record(
     return run
 
 
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(tmp_path_factory.mktemp("recorded") / "run").path
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> stagelens.Run:
-    return record(tmp_path / "run")
+def run(recorded: Path, tmp_path: Path) -> stagelens.Run:
+    """A copy of ``recorded`` to change."""
+    return stagelens.open_run(shutil.copytree(recorded, tmp_path / "run"))
 
 
 def without(run: stagelens.Run, name: str, *stages: str) -> list[Counterfactual]:

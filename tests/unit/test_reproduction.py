@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -49,17 +50,23 @@ def sgd(model: nn.Module, _before: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
-@pytest.fixture
-def recorded(tmp_path: Path) -> stagelens.Run:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = Changing(CLASSES, SHAPE, model=MODEL)
     plans = [Plan("first", sgd), Plan("second", sgd), Plan("third", sgd)]
-    run = record_plans(tmp_path / "run", task, plans)
+    run = record_plans(tmp_path_factory.mktemp("whole") / "run", task, plans)
     images, labels = make_batches(1, seed=5, size=30)[0]
     recorder = stagelens.Recorder(run.path, task, resume=True)
     recorder.add_set("test", images=images, labels=labels)
     recorder.close()
-    task.seen = 0
-    return stagelens.open_run(run.path, task)
+    return run.path
+
+
+@pytest.fixture
+def recorded(whole: Path, tmp_path: Path) -> stagelens.Run:
+    """A copy of ``whole`` with a task of its own, to change."""
+    path = shutil.copytree(whole, tmp_path / "run")
+    return stagelens.open_run(path, Changing(CLASSES, SHAPE, model=MODEL))
 
 
 def changed(run: stagelens.Run, factor: float, since: int = 0) -> None:
