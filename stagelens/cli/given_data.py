@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagelens.contracts import RunError
+from stagelens.contracts import RunError, imported
 
 from .ending import set_until_end
 
@@ -50,14 +49,12 @@ def _given(one: str) -> tuple[str, Any]:
     stage, _, target = one.partition("=")
     if target and Path(target).expanduser().is_dir():
         return stage, Path(target).expanduser()
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    # import_module raises ValueError for an empty name.
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RunError(
-            f"--dataset {one} is no folder, and cannot be imported ({error}); give it as "
+    found = imported(
+        target,
+        lambda why: RunError(
+            f"--dataset {one} is no folder, and cannot be imported ({why}); give it as "
             "STAGE=package.module:name, with its package on the Python path, or as STAGE=FOLDER"
-        ) from None
+        ),
+    )
     made = callable(found) and not hasattr(found, "__getitem__") and not hasattr(found, "dataset")
     return stage, found() if made else found

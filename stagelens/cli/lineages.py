@@ -20,15 +20,18 @@ from stagelens.analyses.lineages.two_leaves import (
     paired,
 )
 from stagelens.contracts import Behaviour, Progress
-from stagelens.estimators.registry import free_estimator
+from stagelens.estimators.registry import free_estimator, help_text, make_estimator
 from stagelens.runs.merge_words import merge_words
 from stagelens.trust.estimates import stored_estimates
 from stagelens.wording.numbers import signed_text, value_text
 from stagelens.wording.trust_words import trust_explanation, trust_word
 
+from .given_data import DatasetOption
 from .options import (
     DeviceOption,
     LeafOption,
+    ObjectiveOption,
+    OptimizerOption,
     ProgressFile,
     RunFolder,
     SetOption,
@@ -57,18 +60,30 @@ def compare(
     ],
     set_name: SetOption = None,
     by: ByOption = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            help="How what each stage since did is obtained, the same of both leaves: "
+            f"{help_text()}. By default the best that is stored, else task vectors."
+        ),
+    ] = None,
     task: TaskOption = None,
+    objective: ObjectiveOption = None,
+    dataset: DatasetOption = None,
+    optimizer: OptimizerOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
     progress: ProgressFile = None,
 ) -> None:
     """Say what differs between two leaves of a run since they parted.
 
-    What each stage since did is printed by the best stored effects of its leaf; where none are
-    stored, by task vectors.
+    What each stage since did is printed by the best stored effects of its leaf, or by the one
+    estimator that is named, which computes what is missing.
     """
     if len(leaf) != 2:
         raise typer.BadParameter("name two leaves: --leaf A --leaf B", param_hint="--leaf")
+    if estimator is not None:
+        make_estimator(estimator)  # an unknown one is told before anything is measured
     with Reporter(own_file(progress)).running() as report:
         runs = [opened_with(run, task, leaf=each) for each in leaf]
         two = TwoLeaves.of(*runs)
@@ -79,14 +94,20 @@ def compare(
         for number, own in enumerate(runs):
             part = parts.part(number / 2, (number + 0.5) / 2)
             measured.append(final_answers(own, examples, boundaries(own, examples.name, part)))
-            if two.since[own.last.name] and not stored_estimates(own, examples.name):
+            stages = two.since[own.last.name]
+            if stages and (estimator or not stored_estimates(own, examples.name)):
                 part = parts.part((number + 0.5) / 2, (number + 1) / 2)
-                attribute(own, examples.name, free_estimator().name, progress=part)
+                wanted = None if estimator is None else stages
+                named = estimator or free_estimator().name
+                attribute(own, examples.name, named, wanted, progress=part)
     table = paired(two, examples, *measured)
     known = behaviours_of(table, measured[0])
     apart = pd.concat([differences(table, each, examples, by) for each in known])
     effects = pd.concat(
-        [effects_since(own, two.since[own.last.name], examples, known[0]) for own in runs]
+        [
+            effects_since(own, two.since[own.last.name], examples, known[0], estimator)
+            for own in runs
+        ]
     )
     if as_json:
         said = effects.assign(trust=[_word(each) for each in effects["trust"]])

@@ -25,6 +25,7 @@ from .errors import (
     StageLensError,
     TaskError,
 )
+from .importing import imported
 from .objective import MICRO_BATCHES, REFERENCE, Objective, ReferenceModel
 from .optimizer_registry import (
     optimizer_class,
@@ -72,6 +73,7 @@ __all__ = [
     "TaskTraits",
     "TokenValues",
     "Trust",
+    "imported",
     "is_fraction",
     "is_score",
     "no_progress",

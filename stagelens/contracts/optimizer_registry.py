@@ -7,13 +7,13 @@ package. Packages are imported when an optimiser of theirs is used, not before.
 
 from __future__ import annotations
 
-import importlib
 import os
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any
 
 from .errors import Refused, StageLensError
+from .importing import imported
 from .optimizers import SUPPORTED_OPTIMIZERS, OptimizerRule
 
 _own: dict[str, tuple[type | None, OptimizerRule]] = {}
@@ -152,15 +152,13 @@ def _entries() -> list[EntryPoint]:
 
 
 def _load(target: str) -> type:
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    # import_module raises ValueError for an empty name, as in ":Class".
-    except (ImportError, AttributeError, ValueError) as error:
-        raise StageLensError(
-            f"optimiser {target!r} cannot be imported ({error}); give it as package.module:Class, "
+    found = imported(
+        target,
+        lambda why: StageLensError(
+            f"optimiser {target!r} cannot be imported ({why}); give it as package.module:Class, "
             "with its package on the Python path"
-        ) from None
+        ),
+    )
     if not isinstance(found, type):
         raise StageLensError(f"{target!r} is not a class")
     return found

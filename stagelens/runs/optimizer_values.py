@@ -14,7 +14,6 @@ safetensors hold, and its name says what it was:
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagelens.contracts import RecordingError, RunError
+from stagelens.contracts import RecordingError, RunError, imported
 
 from .shards import is_shared_out
 
@@ -111,8 +110,13 @@ def from_tensors(tensors: Mapping[str, Tensor], classes: Mapping[str, str]) -> d
     for (key, owner), parts in inside.items():
         if owner not in classes:
             raise RunError(f"the optimiser's {key} is a {owner}, which this optimiser does not use")
-        module, _, attribute = classes[owner].partition(":")
-        made = getattr(importlib.import_module(module), attribute)
+        made = imported(
+            classes[owner],
+            lambda why, owner=owner: RunError(  # type: ignore[misc]
+                f"the optimiser's state is a {owner}, which cannot be imported here ({why}); "
+                "install the package that its training used"
+            ),
+        )
         rest = [_original(each) for each in _json(parts.pop(f":{_JSON}"))]
         found[key] = made.__tensor_unflatten__(parts, rest)
     return found

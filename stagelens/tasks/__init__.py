@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from stagelens.contracts import Task, TaskError
+from stagelens.contracts import Task, TaskError, imported
 
 from .built_in import BUILT_IN, traits
 
@@ -81,15 +81,13 @@ def load_task_class(target: str) -> type[Task]:
     Raises:
         TaskError: It cannot be imported, or is no task.
     """
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    # import_module raises ValueError for an empty name, as in ":Class".
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TaskError(
-            f"task {target!r} cannot be imported ({error}); give it as package.module:Class, "
+    found = imported(
+        target,
+        lambda why: TaskError(
+            f"task {target!r} cannot be imported ({why}); give it as package.module:Class, "
             "with its package on the Python path"
-        ) from None
+        ),
+    )
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise TaskError(f"{target!r} is not a stagelens.Task; derive the class from stagelens.Task")
     return found

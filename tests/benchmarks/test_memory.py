@@ -1,4 +1,4 @@
-"""Memory that a large checkpoint takes, relative to its size: linked, and attributed."""
+"""Memory that a large checkpoint takes, relative to its size, by command."""
 
 from __future__ import annotations
 
@@ -38,8 +38,13 @@ def checkpoints(root: Path, dtype: torch.dtype, sizes: dict[str, int], vocabular
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
-def peaks(*arguments: str) -> tuple[int, int]:
-    """The most anonymous memory of a command, and the most resident memory, mapped files too."""
+def peaks(*arguments: str, ends: tuple[int, ...] = (0,)) -> tuple[int, int]:
+    """The most anonymous memory of a command, and the most resident memory, mapped files too.
+
+    Args:
+        arguments: Of the command line.
+        ends: Exit statuses that are right.
+    """
     process = subprocess.Popen([sys.executable, "-m", "stagelens", *arguments])
     anonymous = resident = 0
     while process.poll() is None:
@@ -51,18 +56,24 @@ def peaks(*arguments: str) -> tuple[int, int]:
         anonymous = max(anonymous, 1024 * found.get("RssAnon", 0))
         resident = max(resident, 1024 * found.get("VmHWM", 0))
         time.sleep(0.005)
-    assert process.wait() == 0
+    assert process.wait() in ends
     return anonymous, resident
 
 
 def measured(root: Path) -> dict[str, tuple[int, int]]:
-    """Both peaks of both commands."""
+    """Both peaks of every command."""
     stages = [word for n in ("base", "sft", "dpo") for word in ("--stage", f"{n}={root / n}")]
     texts = str(labelled_texts(root / "test.jsonl"))
     out = str(root / "run")
     return {
         "assemble": peaks("assemble", *stages, "--out", out, "--link", "--eval", texts),
+        "size": peaks("size", out),
+        # First, as what is measured for it is stored.
+        "remove": peaks("remove", out, "--stage", "sft", "--strength", "0.5", "--set", "test"),
+        "remove --out": peaks("remove", out, "--stage", "sft", "--out", str(root / "edited")),
         "attribute": peaks("attribute", out, "--set", "test", "--estimator", "task-vector"),
+        # 4: without recorded steps, not everything can be told.
+        "check": peaks("check", out, ends=(4,)),
     }
 
 

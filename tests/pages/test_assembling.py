@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
 from stagelens.cli import options
@@ -28,6 +28,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three checkpoints of one classifier, the last also as a pickle, and a file of texts."""
     root = tmp_path_factory.mktemp("models")
     classifiers(root)
+    base, dpo = (load_file(root / name / "model.safetensors") for name in ("base", "dpo"))
+    for name, change in {"rl": {k: base[k].sin() for k in base}, "soup": {}}.items():
+        made = change or {k: 0.5 * (dpo[k] + base[k].sin()) for k in dpo}
+        folder = Path(shutil.copytree(root / "dpo", root / name))
+        save_file(made, folder / "model.safetensors", {"format": "pt"})
     pickled = Path(shutil.copytree(root / "dpo", root / "pickled"))
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
@@ -99,6 +104,28 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_lost(
     assert "Stage 1: /etc is not below a folder that the dashboard may open" in words(app)
     assert app.text_input(key="assemble-folder-0").value == "base"
     assert not (tmp_path / "home").exists()
+
+
+def test_branches_and_merges_are_made_of_what_each_stage_came_from(
+    form: Form, tmp_path: Path
+) -> None:
+    app = form("mine", ("base", "base"), ("sft", "sft"), ("dpo", "dpo"), ("rl", "rl"))
+    assert not [each for each in app.text_input if "came from" in each.label]
+    app.checkbox(key="assemble-branches").check().run()
+    assert [each.label for each in app.text_input if "came from" in each.label] == [
+        f"Stage {number}: came from" for number in (1, 2, 3)
+    ]
+    app.button(key="assemble-add").click().run()
+    for key, value in (("name", "soup"), ("folder", "soup"), ("from", "dpo, rl")):
+        app.text_input(key=f"assemble-{key}-4").input(value)
+    app.text_input(key="assemble-from-3").input("ppo")
+    app = ended(make(check(app.run())))
+    assert "'ppo'" in words(app) and "--parent" not in words(app)
+    app.text_input(key="assemble-from-3").input("sft")
+    app = ended(make(check(app.run())))
+    run = open_run(tmp_path / "home" / "mine", leaf="soup")
+    assert run.lineage.parents("rl") == ("sft",) and run.lineage.parents("soup") == ("dpo", "rl")
+    assert app.query_params["run"] == "mine"
 
 
 def test_a_run_that_fails_says_why_and_the_form_stays(form: Form, tmp_path: Path) -> None:

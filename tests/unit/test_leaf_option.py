@@ -105,3 +105,21 @@ def test_a_leaf_that_is_not_there_is_refused(run: Path, capsys: pytest.CaptureFi
     assert "'rl' is compared with itself" in capsys.readouterr().err
     assert command("soup", run, "--leaf", "rl") == 1
     assert "'rl' is no merge of other stages" in capsys.readouterr().err
+
+
+def test_two_leaves_are_compared_by_the_estimator_that_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaves = ("compare", run, "--leaf", "dpo", "--leaf", "rl", "--json")
+    assert command(*leaves, "--estimator", "replay") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {row["estimator"] for row in said["effects"]} == {"replay"}
+    assert [row["stage"] for row in said["effects"]] == [
+        *said["since"]["dpo"],
+        *said["since"]["rl"],
+    ]
+    assert command(*leaves, "--estimator", "task-vector") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {row["estimator"] for row in said["effects"]} == {"task-vector"}
+    assert command(*leaves, "--estimator", "guess") == 1
+    assert "guess" in capsys.readouterr().err

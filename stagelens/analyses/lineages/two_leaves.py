@@ -173,9 +173,21 @@ def differences(
     return pd.DataFrame(rows, columns=list(DIFFERENCES))
 
 
-def effects_since(run: Run, stages: tuple[str, ...], examples: EvaluationSet,
-                  behaviour: Behaviour) -> pd.DataFrame:  # fmt: skip
+def effects_since(
+    run: Run,
+    stages: tuple[str, ...],
+    examples: EvaluationSet,
+    behaviour: Behaviour,
+    estimator: str | None = None,
+) -> pd.DataFrame:
     """What each of these stages did to the leaf's final model, by the best stored estimate.
+
+    Args:
+        run: The leaf's run.
+        stages: Those since the leaves parted.
+        examples: What was measured on.
+        behaviour: What was measured.
+        estimator: The only one that counts; None for any.
 
     Returns:
         :data:`EFFECTS`; a stage of which nothing is stored, or that was refused, has NaN. Intervals
@@ -183,6 +195,8 @@ def effects_since(run: Run, stages: tuple[str, ...], examples: EvaluationSet,
     """
     best: dict[str, tuple[StageTrust, pd.DataFrame]] = {}
     for facts in stored_estimates(run, examples.name).values():  # best first
+        if estimator not in (None, facts.estimator):
+            continue
         trust = {one.stage: one for one in trusted_facts(run, facts).stages}
         missing = [name for name in stages if name in trust and name not in best]
         missing = [name for name in missing if trust[name].trust != "refused"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
-from stagelens.contracts import TaskError
+from stagelens.contracts import TaskError, imported
 from stagelens.contracts.scorer import Scorer
 
 GROUP = "stagelens.scorers"
@@ -61,13 +60,12 @@ def find_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:
     for key, field in _FOR_ALL.items():
         if not isinstance(shown.get(field, "-"), str) or not shown.get(field, "-"):
             raise TaskError(f"scorer {name!r}: {key!r} is {shown[field]!r}; give a name")
-    module, _, attribute = known[name].partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise TaskError(
-            f"scorer {name!r} cannot be imported ({error}); repair the package that registers it"
-        ) from None
+    found = imported(
+        known[name],
+        lambda why: TaskError(
+            f"scorer {name!r} cannot be imported ({why}); repair the package that registers it"
+        ),
+    )
     if not isinstance(found, Scorer) and callable(found):
         try:
             found = found(**settings)

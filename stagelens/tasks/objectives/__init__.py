@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from stagelens.contracts import Objective, TaskError
+from stagelens.contracts import Objective, TaskError, imported
 
 __all__ = [
     "BUILT_IN",
@@ -38,14 +37,13 @@ before those that any Trainer can have."""
 
 
 def _imported(target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TaskError(
-            f"objective {target!r} cannot be imported ({error}); give it as "
+    return imported(
+        target,
+        lambda why: TaskError(
+            f"objective {target!r} cannot be imported ({why}); give it as "
             "package.module:function, with its package on the Python path"
-        ) from None
+        ),
+    )
 
 
 def load_objective_class(target: str) -> type[Objective]:

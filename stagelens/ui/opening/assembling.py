@@ -30,6 +30,7 @@ TITLE = "Make a run from checkpoints"
 _FROM_CONFIG = "What config.json names"
 _SPLIT, _UNLABELLED = "Split of a saved dataset", "Without labels"
 _PICKLES = "Open pickles of weights too"
+_BRANCHES = "Stages branch off, or were merged"
 _TASKS = (
     _FROM_CONFIG,
     *(name for name, task in BUILT_IN.items() if task.traits.assembled_by_name),
@@ -118,6 +119,13 @@ def card() -> None:
             help="pytorch_model.bin and those of DeepSpeed, for folders without safetensors. No "
             "code in them is run.",
         )
+        st.checkbox(
+            _BRANCHES,
+            key=_key("branches"),
+            disabled=busy,
+            persist_state="session",
+            help="Says of every stage what it came from, where that is not the one above it.",
+        )
     if asked is not None and job_progress.job_state(asked.key, "Dismiss", _in_fields):
         return
     st.button(
@@ -158,6 +166,16 @@ def _row(place: int, row: int, rows: Sequence[int], busy: bool) -> None:
         example = BASE if place == 0 else "sft"
         _text(f"{what}: name", f"name-{row}", busy, 64, width=160, placeholder=example)
         _text(f"{what}: checkpoint folder", f"folder-{row}", busy, placeholder=f"models/{example}")
+        if place > 0 and _branching():
+            _text(
+                f"{what}: came from",
+                f"from-{row}",
+                busy,
+                width=170,
+                placeholder="the one above",
+                help="The name of what it was trained from; of a merge, such as a soup, all that "
+                "it was made of: sft, dpo.",
+            )
         st.button(
             "Remove",
             key=_key(f"remove-{row}"),
@@ -168,6 +186,10 @@ def _row(place: int, row: int, rows: Sequence[int], busy: bool) -> None:
             args=(row,),
             disabled=busy or len(rows) == _FEWEST,
         )
+
+
+def _branching() -> bool:
+    return bool(st.session_state.get(_key("branches")))
 
 
 def _text(label: str, name: str, busy: bool, max_chars: int = _LONGEST, **options: Any) -> None:
@@ -214,6 +236,7 @@ def _in_fields(message: str) -> str:
         "--split NAME": f"the field {_SPLIT!r}",
         "give one with --name": "give it another name",
         "(--task)": "in the field 'Task'",
+        **dict.fromkeys(("--parents", "--parent"), "in a field 'came from'"),
         "(--allow-bin)": f"by a tick at {_PICKLES!r}",
         **{f"--{role}-column": f"the field {label!r}" for role, (label, _) in _COLUMNS.items()},
     }
@@ -242,7 +265,7 @@ def _start(rows: Sequence[int]) -> None:
         except StageLensError as error:
             wrong.append(f"{what}: {error}")
         else:
-            words += ["--stage", f"{name}={folder}"]
+            words += ["--stage", f"{name}={folder}", *_came_from(name, row)]
     if _typed("file"):
         try:
             words += ["--eval", str(settings.allowed(_typed("file"), "file"))]
@@ -268,6 +291,14 @@ def _start(rows: Sequence[int]) -> None:
         except StageLensError as error:
             wrong.append(str(error))
     st.session_state[_WRONG] = wrong
+
+
+def _came_from(name: str, row: int) -> list[str]:
+    """The words that say what a stage was trained from, or merged from."""
+    listed = [each.strip() for each in _typed(f"from-{row}").split(",") if each.strip()]
+    if not listed or not _branching():
+        return []
+    return ["--parent" if len(listed) == 1 else "--parents", f"{name}={','.join(listed)}"]
 
 
 def _usable(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from stagelens.contracts import MICRO_BATCHES, Objective, RecordingError, RunError, Task
+from stagelens.contracts import (
+    MICRO_BATCHES,
+    Objective,
+    RecordingError,
+    RunError,
+    Task,
+    imported,
+)
 
 from .bare import OneProcess, add_fused_head, as_trained, autocast_of, scalar
 from .plain_head import add_plain_head
@@ -189,11 +195,11 @@ def _version() -> str:
 
 
 def _class_at(home: str) -> Any:
-    module, _, name = home.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise RunError(
+    name = home.rpartition(":")[2]
+    return imported(
+        home,
+        lambda why: RunError(
             f"this stage was trained with {name} of the package trl, which cannot be imported here "
-            f"({error}); install it, pip install 'stagelens[trl]'"
-        ) from None
+            f"({why}); install it, pip install 'stagelens[trl]'"
+        ),
+    )
