@@ -15,6 +15,8 @@ from stagelens.runs.lineage import NEWEST
 from stagelens.runs.remote import is_remote
 from stagelens.runs.run import open_run
 
+from .given_data import DatasetOption
+
 commands = typer.Typer()
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -37,9 +39,12 @@ def app(
         bool,
         typer.Option("--read-only", help="Only show: nothing is uploaded, computed or saved."),
     ] = False,
+    dataset: DatasetOption = None,
 ) -> None:
     """Open the dashboard in a browser, for this machine only; Ctrl-C ends it."""
-    environment = dict(os.environ)
+    if dataset and run is None:
+        raise StageLensError("--dataset is for a run; name the run too: stagelens app RUN")
+    environment = dict(os.environ)  # with what --dataset says
     if run is not None:
         environment["STAGELENS_RUN"] = str(_checked(run))
     if read_only:

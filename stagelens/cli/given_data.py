@@ -10,16 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from stagelens.contracts import RunError, imported
+from stagelens.runs.data_rows import DATASETS
 
 from .ending import set_until_end
-
-_DATASETS = "STAGELENS_DATASETS"
-"""A JSON list of ``stage=module:name`` and ``stage=folder``."""
 
 
 def _use_datasets(given: list[str] | None) -> list[str] | None:
     if given:
-        set_until_end(_DATASETS, json.dumps(given))
+        set_until_end(DATASETS, json.dumps(given))
     return given
 
 
@@ -42,7 +40,7 @@ def given_datasets() -> dict[str, Any]:
     Raises:
         RunError: One cannot be imported, or is no folder.
     """
-    return dict(map(_given, json.loads(os.environ.get(_DATASETS, "[]"))))
+    return dict(map(_given, json.loads(os.environ.get(DATASETS, "[]"))))
 
 
 def _given(one: str) -> tuple[str, Any]:

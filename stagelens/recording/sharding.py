@@ -50,7 +50,12 @@ def _check_policy(name: str, module: Any) -> None:
     # torch has no public names for what fully_shard was told.
     state = module._get_fsdp_state()
     for cast in _CASTS:
-        if (dtype := getattr(state._mp_policy, cast, None)) is not None:
+        dtype = getattr(state._mp_policy, cast, None)
+        # Gradients that are added up in their own dtype are not cast. Of the others even the
+        # parameters' own may cast: inputs and outputs that are in another one.
+        if cast == "reduce_dtype" and all(each.dtype == dtype for each in module.parameters()):
+            continue
+        if dtype is not None:
             raise RecordingError(
                 f"fully_shard casts in {name} (MixedPrecisionPolicy({cast}={dtype})), which a "
                 "replay does not; train under torch.autocast, which is recorded, or in the "

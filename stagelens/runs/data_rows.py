@@ -22,6 +22,10 @@ from .row_facts import RowFacts, no_data_set
 if TYPE_CHECKING:
     from torch import Tensor
 
+DATASETS = "STAGELENS_DATASETS"
+"""Environment variable: what a command is given, a JSON list of ``stage=module:name`` and
+``stage=folder``; of a dashboard, for the run that it was started with."""
+
 Collate = Callable[[Sequence[Example]], Any]
 _SAMPLE = 32
 """Rows that a fingerprint is taken of."""
@@ -29,6 +33,10 @@ _SAMPLE = 32
 
 class NotTheSame(Exception):
     """Rows do not make a batch that they would make again; says why."""
+
+
+class GivenElsewhere:
+    """Stands for a data set that other processes are given, and that is not read in this one."""
 
 
 class DataRows:
@@ -176,12 +184,17 @@ class StageRows:
             raise RunError(self.missing or no_data_set(self._stage, _NOT_SAID))
         if isinstance(self._given, DataRows):
             return self._given
+        if isinstance(self._given, GivenElsewhere):
+            raise RunError(
+                f"the data set of stage {self._stage!r} is read by the commands that the dashboard "
+                "starts, and not by its pages"
+            )
         return DataRows(self._given, self._collate)
 
     def columns(self, rows: Sequence[int | None], inputs: Sequence[str]) -> pd.DataFrame:
         """See :meth:`DataRows.columns`; without columns where any row is not known."""
         known = [row for row in rows if row is not None]
-        if self._given is None or len(known) < len(rows):
+        if self._given is None or isinstance(self._given, GivenElsewhere) or len(known) < len(rows):
             return pd.DataFrame(index=range(len(rows)))
         return self._rows.columns(known, inputs)
 

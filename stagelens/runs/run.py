@@ -70,7 +70,8 @@ class Run:
             )
         facts = [stage.facts for stage in (*self.stages, *self.unfinished)]
         check_given(self.name, objectives, facts)
-        check_datasets(self.name, self._datasets, [each.name for each in facts])
+        # Those of other leaves too: one command may look at several.
+        check_datasets(self.name, self._datasets, [each.name for each in file.stages])
         self.given = GivenCode(self.files, file.task, task, facts, objectives)
 
     @property

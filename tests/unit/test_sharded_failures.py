@@ -46,6 +46,8 @@ def failing(rank: int, count: int, port: int, folder: Path) -> None:
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     with pytest.raises(RecordingError, match=r"the model \(MixedPrecisionPolicy\(param_dtype"):
         check_sharded(sharded(TRAINING.fresh(), mp_policy=policy), count)
+    own = MixedPrecisionPolicy(reduce_dtype=next(model.parameters()).dtype)  # casts nothing
+    check_sharded(sharded(TRAINING.fresh(), mp_policy=own), count)
     with pytest.raises(RecordingError, match="2 of 3 processes"):
         check_sharded(model, 3)
     recorder = stagelens.Recorder(folder / "run", TRAINING.task())

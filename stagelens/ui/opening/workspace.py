@@ -23,7 +23,7 @@ from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.folding import listed
 from stagelens.wording.numbers import count_text
 
-from . import bar, progressive, start
+from . import bar, data_sets, progressive, start
 from .bar import Bar
 
 _BY_OUTCOME = (
@@ -173,6 +173,8 @@ def _open(
         st.caption(_BY_OUTCOME)
     with st.sidebar:
         _show_left_out(examples)
+        if computable:
+            data_sets.ask(at, run)
         if effects is not None:
             _sources(at, examples.name, effects)
             if computable:

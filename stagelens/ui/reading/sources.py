@@ -13,8 +13,10 @@ from typing import Any
 
 import streamlit as st
 
+from stagelens.runs.data_rows import GivenElsewhere
 from stagelens.runs.lineage import NEWEST
 from stagelens.runs.run import Run, open_run
+from stagelens.ui.server import given_data
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Source:
 
     Attributes:
         path: The run folder.
-        recorded: Changes whenever its stages or sets do.
+        recorded: Changes whenever its stages or sets do, or the data sets that were given for it.
         results: Changes whenever its results do, or what is verified of them.
         slices: Changes whenever its saved slices do.
         leaf: Whose history is looked at; empty for the only one, or the newest.
@@ -67,9 +69,10 @@ def source(path: Path) -> Source:
             "soups",
         )
     ]
+    given = given_data.of_run(path)
     return Source(
         str(path),
-        "-".join(_stamp(each) for each in recorded),
+        "-".join([*(_stamp(each) for each in recorded), *(f"{s}={given[s]}" for s in given)]),
         "-".join(_stamp(each) for each in results),
         _stamp(path / "slices"),
     )
@@ -109,4 +112,5 @@ def _ends(path: str, recorded: str) -> tuple[str, ...]:
 # Results are no part of the key: writing one must not open and validate the run again.
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _run(path: str, recorded: str, leaf: str) -> Run:
-    return open_run(path, leaf=leaf or NEWEST)
+    given = {stage: GivenElsewhere() for stage in given_data.of_run(Path(path))}
+    return open_run(path, leaf=leaf or NEWEST, datasets=given)

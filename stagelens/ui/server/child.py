@@ -16,9 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from stagelens.compute import cores, remaining, temporaries
@@ -87,6 +88,7 @@ class Job:
         ended: Called once, from a thread of its own, when the job is over.
         folders: What else the command writes to; what it leaves there when it is killed is deleted.
         asked_by: The session that asked for it first.
+        environment: Variables that it has besides those of this process.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Job:
         ended: Callable[[Job], None] | None = None,
         folders: Sequence[Path] = (),
         asked_by: str = "",
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.title = title
         self.asked_by = asked_by
@@ -109,6 +112,7 @@ class Job:
             self.unfinished = out.with_name(temporaries.name(f".{out.name}"))
             command = (*command, "--out", str(self.unfinished))
         self.command = command
+        self._environment = dict(environment)
         self._notify = ended
         self._failed: str | None = None
         self._folder = temporaries.folder("stagelens-job")
@@ -151,6 +155,7 @@ class Job:
         paths = [_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
             **os.environ,
+            **self._environment,
             "PYTHONPATH": os.pathsep.join(paths),
             # The end of the log explains a failure; a killed child would lose what is buffered.
             "PYTHONUNBUFFERED": "1",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import atexit
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import streamlit as st
@@ -20,7 +20,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from stagelens.contracts import StageLensError
 
-from . import interrupted_jobs, settings
+from . import given_data, interrupted_jobs, settings
 from .child import Job, Limits
 
 # Jobs that have ended keep their log for the pages; a limit bounds the files that this takes.
@@ -55,6 +55,7 @@ class Registry:
         out: Path | None = None,
         folders: Sequence[Path] = (),
         session: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> Job:
         """Queue a command, or join its job if that is not over; one that has ended starts again.
 
@@ -64,6 +65,7 @@ class Registry:
             out: A folder that it makes.
             folders: What else it writes to.
             session: Who asks.
+            environment: What it finds in its environment besides this server's.
 
         Raises:
             StageLensError: There is no room for one more.
@@ -80,7 +82,9 @@ class Registry:
             ended = [key for key, job in self._jobs.items() if not job.running]
             for old in ended[: max(len(self._jobs) - _KEPT, 0)]:
                 self._drop(old)
-            job = self._jobs[key] = Job(command, title, out, self._over, folders, session)
+            job = self._jobs[key] = Job(
+                command, title, out, self._over, folders, session, environment or {}
+            )
             self._wanted[key] = {session}
             self._launch()
             return job
@@ -208,7 +212,8 @@ def start(arguments: Sequence[str], title: str, out: Path | None = None) -> Job:
         raise StageLensError(settings.READ_ONLY)
     # Pages name the run's folder by its whole path.
     folders = [folder for each in arguments if (folder := Path(each)).is_absolute()]
-    return registry().start(_command(arguments), title, out, folders, _session())
+    given = given_data.environment(folders)
+    return registry().start(_command(arguments), title, out, folders, _session(), given)
 
 
 def find(arguments: Sequence[str]) -> Job | None:
