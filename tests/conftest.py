@@ -169,6 +169,18 @@ def data_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the run ``answers``, whose answers are scored. Read it only, or copy it."""
+    from tests.support.text_runs import record_answers
+
+    def make(home: Path) -> dict[str, Any]:
+        record_answers(home / "answers")
+        return {}
+
+    return made_once(tmp_path_factory, "answers", make)[0]
+
+
+@pytest.fixture(scope="session")
 def text_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with the runs ``comments`` and ``prompts``, each with a set of hostile texts too.
 

@@ -20,6 +20,7 @@ from stagelens.contracts import StageLensError
 from . import (
     answering,
     answering_for,
+    asking,
     attributing,
     carding,
     checking,
@@ -70,6 +71,7 @@ for group in (
     sharing,
     answering,
     answering_for,
+    asking,
     checking,
     sizing,
     drawing,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,6 +94,7 @@ def generate(
     how: Generation,
     tokens: int = PIECE_TOKENS,
     progress: ProgressCallback = no_progress,
+    told: Callable[[str], None] | None = None,
 ) -> dict[str, list[Answer]]:
     """One model's answers to prompts.
 
@@ -109,6 +110,7 @@ def generate(
         how: The settings.
         tokens: Most in a batch, with those to be generated.
         progress: Called after every batch.
+        told: Called with the first answer of a batch so far, after every token.
 
     Returns:
         By id, ``how.each`` answers.
@@ -130,7 +132,7 @@ def generate(
     found: dict[tuple[str, int], Answer] = {}
     with torch.inference_mode(), devices.full_precision(placed.device):
         for batch in _batches(task, model, rows, how, tokens):
-            answers = _generated(task, model, batch, how, placed.device)
+            answers = _generated(task, model, batch, how, placed.device, told)
             found |= {(row.name, row.sample): a for row, a in zip(batch, answers, strict=True)}
             progress(len(found) / len(rows), f"{len(found)} of {len(rows)} answers")
     return {name: [found[name, number] for number in range(how.each)] for name in prompts}
@@ -184,7 +186,12 @@ def _batches(
 
 
 def _generated(
-    task: CausalLM, model: Any, rows: Sequence[_Row], how: Generation, device: torch.device
+    task: CausalLM,
+    model: Any,
+    rows: Sequence[_Row],
+    how: Generation,
+    device: torch.device,
+    told: Callable[[str], None] | None,
 ) -> list[Answer]:
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -194,7 +201,7 @@ def _generated(
     mask = filled([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], 0)
     ends = _ends(task)
     best = _Best(rows, how)
-    stopped = _Stopped(task, how, 1 if isinstance(task, Seq2Seq) else width)
+    stopped = _Stopped(task, how, 1 if isinstance(task, Seq2Seq) else width, told)
     given: dict[str, Any] = {"eos_token_id": ends} if ends else {}
     if isinstance(task, Seq2Seq):
         start = task.model.get("decoder_start_token_id")
@@ -263,15 +270,17 @@ class _Best:
 
 
 class _Stopped:
-    """A stopping criterion: ends a row where its text has one of the stops.
+    """A stopping criterion: ends a row where its text has one of the stops, and tells the first.
 
     Attributes:
         begin: How many tokens stand before what is generated.
         lengths: By row, tokens until its stop.
     """
 
-    def __init__(self, task: CausalLM, how: Generation, begin: int) -> None:
-        self._task, self._stops, self.begin = task, how.stop, begin
+    def __init__(
+        self, task: CausalLM, how: Generation, begin: int, told: Callable[[str], None] | None
+    ) -> None:
+        self._task, self._stops, self.begin, self._told = task, how.stop, begin, told
         self.lengths: dict[int, int] = {}
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
@@ -281,5 +290,9 @@ class _Stopped:
                     text = self._task.tokenizer.decode(own, special=False)
                     if any(stop in text for stop in self._stops):
                         self.lengths[number] = len(own)
+        if self._told is not None:
+            self._told(
+                self._task.tokenizer.decode(input_ids[0, self.begin :].tolist(), special=False)
+            )
         done = [number in self.lengths for number in range(len(input_ids))]
         return torch.tensor(done, device=input_ids.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,24 +15,13 @@ from stagelens.effects.results import load_result, result_path
 from stagelens.effects.scores import mean_scores
 from stagelens.effects.stored_scores import stored_scores
 from stagelens.runs.run import open_run
-from tests.conftest import made_once
+from stagelens.ui.server import jobs
+from stagelens.ui.server.child import Status
 from tests.pages.reading import check, labels, table, words
 from tests.support.text_runs import PROMPTS, STAGES
 
 PAGE = "pages/1_Examples.py"
 SE, HABIT = "score:regex (pattern=se)", "score:regex (pattern=T$|T[^T])"
-
-
-@pytest.fixture(scope="session")
-def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with the run ``answers``. Read it only; copy it to change it."""
-    from tests.support.text_runs import record_answers
-
-    def make(home: Path) -> dict[str, str]:
-        record_answers(home / "answers")
-        return {}
-
-    return made_once(tmp_path_factory, "answers", make)[0]
 
 
 def bench(app: AppTest) -> str:
@@ -182,3 +172,96 @@ def test_answers_are_a_tab_beside_likelihoods(open_page, answered: Path) -> None
     assert len(cards(app)) == 8 and "Change of the score" not in labels(app)
     app = check(open_page(answered, "run=answers&set=whole&example=1", PAGE))
     assert "Answers" not in [tab.label for tab in app.tabs]
+
+
+# --------------------------------------------------------------------------- a prompt of one's own
+
+
+class Asked:
+    """In the place of the child: what was started, and what it has said so far."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.arguments: tuple[str, ...] = ()
+        self.running = True
+        self.title = "Answers to a prompt"
+        monkeypatch.setattr(jobs, "start", self.start)
+        monkeypatch.setattr(jobs, "find", lambda arguments: self if self.arguments else None)
+        monkeypatch.setattr(jobs, "leave", lambda arguments: setattr(self, "running", False))
+
+    def start(self, arguments: tuple[str, ...], title: str) -> None:
+        self.arguments = arguments
+
+    def option(self, name: str) -> str:
+        return self.arguments[self.arguments.index(name) + 1]
+
+    def say(self, *models: dict[str, object]) -> None:
+        Path(self.option("--replies")).write_text(json.dumps({"models": models}))
+
+    def status(self) -> Status:
+        return Status("running" if self.running else "cancelled", 0.5, "Asking", None, 3.0)
+
+
+def said(model: str, answer: str | None, **more: object) -> dict[str, object]:
+    known = {"done": True, "ended": True, "cut": False, "trust": "exact", "reason": ""}
+    return {"model": model, "answer": answer, **known, **more}
+
+
+def test_a_prompt_is_answered_by_one_model_after_another(
+    open_page, answered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = Asked(monkeypatch)
+    app = check(open_page(answered, "run=answers&view=Own+example", PAGE))
+    assert "its 3 counterfactuals, one without each stage, each as soon as it is there" in words(
+        app
+    )
+    app.text_area(key="own-asked").input("two <b>and</b> two").run()
+    app.button(key="ask-models").click()
+    check(app.run())
+    assert child.arguments[:2] == ("ask", str(answered / "answers"))
+    assert Path(child.option("--prompt-file")).read_text() == "two <b>and</b> two"
+    assert (child.option("--estimator"), child.option("--max-tokens")) == ("replay", "64")
+    assert not any("<b>" in word for word in child.arguments)  # commands are seen by others
+    child.say({"model": "final", "answer": "it <i>is", "done": False})
+    app = check(app.run())
+    assert "it &lt;i&gt;is …" in body(app) and "0 of 4 models answered" in words(app)
+    child.say(
+        said("final", "it is four", trust=""),
+        said("without:general", "it is five", ended=False),
+        said("without:habits", None, trust="refused", reason="It was not recorded."),
+    )
+    app = check(app.run())
+    found = cards(app)
+    assert "it is <bdi" not in found["final model"]
+    assert "<del>four</del><ins>five</ins>" in found["without general"]
+    assert "goes on after the most tokens" in found["without general"]
+    assert "It was not recorded." in found["without habits"]
+    app.button(key="cancel-ask").click()
+    app = check(app.run())
+    assert "Cancelled: 3 of 4 models answered." in words(app) and len(cards(app)) == 3
+    folder = Path(child.option("--prompt-file")).parent
+    app.text_area(key="own-asked").input("  ").run()
+    assert "The answers below are to the prompt as it was" in words(app)
+    app.button(key="ask-models").click()
+    check(app.run())
+    assert not folder.exists()  # what was asked before is gone
+
+
+def body(app: AppTest) -> str:
+    return next(e.proto.body for e in app.get("html") if "sl-answers" in e.proto.body)
+
+
+def test_without_scores_the_likelihood_is_asked_about_first(open_page, text_runs: Path) -> None:
+    app = check(open_page(text_runs, "run=prompts&view=Own+example", PAGE))
+    kinds = next(group for group in app.button_group if group.key == "own-kind")
+    assert kinds.value == "Prompt and completion"
+    assert kinds.options[-1] == "Answers to a prompt"
+    app = check(open_page(text_runs, "run=comments&view=Own+example", PAGE))
+    assert not app.button_group or "Answers" not in str(app.button_group[0].options)
+
+
+def test_a_server_that_computes_nothing_asks_nobody(
+    open_page, answered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAGELENS_READ_ONLY", "1")
+    app = check(open_page(answered, "run=answers&view=Own+example", PAGE))
+    assert app.button(key="ask-models").disabled

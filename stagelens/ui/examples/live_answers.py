@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MOST_CHARACTERS = 200_000
 """Longest text that is accepted; a task truncates it to far fewer tokens anyway."""
 
+PROMPT = "asked"
+"""Names the widget of a prompt that models are to answer."""
 _QUESTION = state.session_key("question")
 _ANSWERED = state.session_key("answered")
 _FROM = state.session_key("begun-with")
@@ -128,6 +130,7 @@ def start_from(content: Mapping[str, str]) -> None:
     kept = {field: text[:MOST_CHARACTERS] for field, text in content.items()}
     for field, text in kept.items():
         st.session_state[widget(field)] = text
+    st.session_state[widget(PROMPT)] = kept.get("prompt") or kept.get("text", "")
     put(Question(kept))
     st.session_state[state.VIEW] = state.OWN
 

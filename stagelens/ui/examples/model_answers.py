@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -20,7 +21,7 @@ from stagelens.ui.reading import loaders, scored
 from stagelens.wording.differences import word_changes
 from stagelens.wording.folding import MOST, strongest
 from stagelens.wording.numbers import number
-from stagelens.wording.trust_words import MARKS, signs_known, trust_word
+from stagelens.wording.trust_words import MARKS, TrustWord, signs_known, trust_word
 
 _LONGEST = 6_000
 """Characters of an answer that are shown."""
@@ -205,6 +206,28 @@ def _card(title: str, final: object, answer: object, lines: Sequence[str]) -> st
         f"<article{' class=sl-other' if differs else ''}><h4>{components.shown(title)}</h4>"
         f"<p dir='auto'>{body}</p><ul>{note}{scores}</ul></article>"
     )
+
+
+def reply_card(reply: Mapping[str, Any], final: str | None) -> str:
+    """What a model answers to a prompt of somebody's own, while it speaks too.
+
+    Args:
+        reply: As ``stagelens ask`` writes it.
+        final: The final model's answer; None while that speaks.
+    """
+    kind, _, stage = str(reply["model"]).partition(":")
+    title = f"without {stage}" if kind == "without" else "final model"
+    if not reply["done"]:
+        body = _shown(short(str(reply["answer"]), _LONGEST))
+        return f"<article><h4>{components.shown(title)}</h4><p dir='auto'>{body} …</p></article>"
+    word: TrustWord | None = reply["trust"] if reply["trust"] in MARKS else None
+    lines = [] if word is None else [f"{MARKS[word]} {word}"]
+    if reply["answer"] is None:
+        lines.append(components.shown(str(reply["reason"])))
+    else:
+        lines += ["goes on after the most tokens"] * (not reply["ended"])
+        lines += ["read without the beginning of the prompt"] * bool(reply["cut"])
+    return _card(title, final if stage else None, reply["answer"], lines)
 
 
 def answer_html(text: str | None, final: str | None) -> str:

@@ -22,7 +22,17 @@ from stagelens.ui.server import settings
 from stagelens.wording.numbers import certainty_text, count_text, phrase
 from stagelens.wording.sentences import Part, Sentence, is_certain
 
-from . import answers, canvas, drawings, drilldown, live_answers, own_form, tokens, word_board
+from . import (
+    answers,
+    canvas,
+    drawings,
+    drilldown,
+    live_answers,
+    own_answers,
+    own_form,
+    tokens,
+    word_board,
+)
 from .drawings import Paper
 from .live_answers import Asked, Question
 
@@ -44,7 +54,9 @@ def own_example_tab(workspace: Workspace) -> None:
             _asked_once(workspace, (), f"No canvas: {error}.")
         return
     fields = own_form.fields(workspace)
-    if why := _not_live(workspace, fields):
+    if fields == own_form.ANSWERS:
+        own_answers.section(workspace)
+    elif why := _not_live(workspace, fields):
         _asked_once(workspace, fields, why)
     else:
         _live(workspace, fields[0])

@@ -10,6 +10,7 @@ import streamlit as st
 from stagelens.runs.sets.uploads import MOST_PIXELS
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import inputs
+from stagelens.ui.reading import scored
 from stagelens.ui.server import settings
 
 from . import live_answers
@@ -21,9 +22,12 @@ _MANY = 200
 _UPLOAD = live_answers.widget("upload")
 _LABEL = live_answers.widget("label")
 _FORM = live_answers.widget("form")
+ANSWERS = ("prompt",)
+"""Stands for a prompt that models answer, in as many tokens as they like."""
 _FORM_NAMES = {
     ("prompt", "completion", "rejected"): "Prompt and completion",
     ("text",): "Whole text",
+    ANSWERS: "Answers to a prompt",
 }
 """Input fields that are asked for together, and the name of that choice."""
 _HELP = {
@@ -97,14 +101,20 @@ def fields(workspace: Workspace) -> Sequence[str]:
     """The input fields to ask for: the set's, or the chosen ones of a task with several forms."""
     own = workspace.examples.inputs
     known = workspace.traits
-    if known is None or len(known.input_forms) == 1:
+    if known is None or not (known.continues_text or len(known.input_forms) > 1):
         return own
-    forms = {_FORM_NAMES[form]: form for form in known.input_forms}
+    possible = [*known.input_forms, *([ANSWERS] if known.continues_text else [])]
+    forms = {_FORM_NAMES[form]: form for form in possible}
     usual = next(iter(forms))
+    # Where answers are scored, they are what people look at.
+    if scored.scores(workspace.at, workspace.examples.name):
+        usual = _FORM_NAMES[ANSWERS]
+    elif own in known.input_forms:
+        usual = _FORM_NAMES[own]
     kind = st.segmented_control(
         "What is asked about",
         list(forms),
-        default=_FORM_NAMES[own] if own in known.input_forms else usual,
+        default=usual,
         key=live_answers.widget("kind"),
         required=True,
         persist_state="session",
