@@ -10,6 +10,7 @@ from typing import Literal
 Change = Literal["same", "added", "gone"]
 
 _PIECES = re.compile(r"\w+|\s+|[^\w\s]")
+_WORD = re.compile(r"\w")
 MOST = 2_000
 """Words and marks of a text that are compared; the time grows with their square."""
 
@@ -28,15 +29,26 @@ def word_changes(first: str, second: str) -> list[tuple[Change, str]]:
     one, other = _PIECES.findall(first), _PIECES.findall(second)
     if max(len(one), len(other)) > MOST:
         return [("same", second)] if first == second else [("gone", first), ("added", second)]
-    found: list[tuple[Change, str]] = []
     # Not its heuristic of popular elements: it would take common words for noise.
-    for kind, a, b, c, d in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
-        if kind == "equal":
-            found.append(("same", _text(other[c:d])))
-            continue
-        found += [("gone", _text(one[a:b]))] if b > a else []
-        found += [("added", _text(other[c:d]))] if d > c else []
-    return found
+    blocks = SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    found: list[tuple[Change, str]] = []
+    gone, added = "", ""
+    for place, (kind, a, b, c, d) in enumerate(blocks):
+        same = _text(other[c:d])
+        # Blanks and marks between two changes are no words that stayed: they change with these.
+        between = 0 < place < len(blocks) - 1 and not _WORD.search(same)
+        if kind == "equal" and not between:
+            found += _changed(gone, added)
+            found.append(("same", same))
+            gone, added = "", ""
+        else:
+            gone, added = gone + _text(one[a:b]), added + same
+    return found + _changed(gone, added)
+
+
+def _changed(gone: str, added: str) -> list[tuple[Change, str]]:
+    found: list[tuple[Change, str]] = [("gone", gone), ("added", added)]
+    return [each for each in found if each[1]]
 
 
 def _text(pieces: Sequence[str]) -> str:

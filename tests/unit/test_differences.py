@@ -16,6 +16,12 @@ from stagelens.wording.differences import MOST, word_changes
             "it is five.",
             [("same", "it is "), ("gone", "four"), ("added", "five"), ("same", ".")],
         ),
+        # Marks between words that changed are no part that stayed.
+        (
+            "answer : rye .",
+            "it : is .",
+            [("gone", "answer : rye"), ("added", "it : is"), ("same", " .")],
+        ),
         ("yes", "yes, sir", [("same", "yes"), ("added", ", sir")]),
         ("a b", "", [("gone", "a b")]),
         ("", "a b", [("added", "a b")]),

@@ -51,6 +51,7 @@ _STYLE = (
     "<style>.st-key-opened-head h2{font-size:1.25rem;padding:0}"
     ".st-key-opened-head button{min-height:2rem;padding:.1rem .45rem}"
     ".st-key-opened-head{gap:.5rem}"
+    ".st-key-start-from button,.st-key-start-from button *{white-space:normal}"
     ".st-key-opened-head button kbd{color:inherit;opacity:1}"
     "@media (max-width:640px){.st-key-opened-head{gap:.4rem}"
     ".st-key-opened-head button kbd,.st-key-opened-head button [data-testid*=hortcut]"

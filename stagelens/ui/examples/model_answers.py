@@ -35,7 +35,7 @@ STYLE = (
     ".sl-answers p{white-space:pre-wrap;margin:.2rem 0 .4rem;line-height:1.45;"
     "max-height:16rem;overflow-y:auto}"
     f".sl-answers ins{{background:{see_through(MUTED, 0.3)};text-decoration:underline;"
-    "text-underline-offset:.2em}.sl-answers del{opacity:.7}"
+    "text-underline-offset:.2em}.sl-answers del{opacity:.7}.sl-answers del+ins{margin-left:.2em}"
     ".sl-answers ul{list-style:none;margin:0;padding:0;font-size:.8rem}"
     ".sl-answers li{margin:0;padding:0}</style>"
 )

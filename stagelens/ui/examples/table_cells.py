@@ -194,14 +194,16 @@ def columns_of(
     texts = max(_TEXT_WIDTH, _ALL_WIDTH - 120 * len(stages))
     fields = fields_of(workspace, behaviour)
     # Answers of many words stand beside the prompt.
-    wide = max(texts // (3 if _shows_answers(chosen, stages) else 2), 160)
+    wide = max(texts // (3 if _shows_answers(chosen, stages) else 2), 150)
     scored = is_score(behaviour)
     columns: dict[str, Any] = {
         "input": config.ImageColumn("image", width=50, pinned=True),
         **{
             input_column(field): config.TextColumn(
                 inputs.title(field).lower(),
-                width=wide if scored else max(texts // len(fields), _width(inputs.title(field))),
+                width=wide + 70
+                if scored
+                else max(texts // len(fields), _width(inputs.title(field))),
                 pinned=len(stages) > _FITTING,  # what is pinned is pale, and texts are to be read
             )
             for field in fields
