@@ -9,7 +9,8 @@ from .tables import TrainingData
 BOTH, FINAL, WITHOUT = "both models", "the final model", "the model without the stage"
 """Who answers a training example otherwise than its label says."""
 
-SUSPECT, SAME, NEAR, LEAK = "doubted by", "same in", "near in", "in an evaluation set"
+SUSPECT, SAME, NEAR = "doubted by", "same in", "near in"
+LEAK, ELSEWHERE = "in an evaluation set", "in another stage"
 """Columns that :func:`marked` adds."""
 
 
@@ -23,7 +24,8 @@ def marked(data: TrainingData) -> pd.DataFrame:
         ``data.frame`` and, where they are known, :data:`SUSPECT`: one of :data:`BOTH`,
         :data:`FINAL` and :data:`WITHOUT`, missing where neither doubts the label;
         :data:`SAME` and :data:`NEAR`: where else the same input, or nearly the same text, occurs;
-        :data:`LEAK`: whether that is in an evaluation set.
+        :data:`LEAK` and :data:`ELSEWHERE`: whether that is so in an evaluation set, and in another
+        stage.
     """
     frame = data.frame.copy()
     if data.answers is not None and data.answers.judged:
@@ -37,8 +39,12 @@ def marked(data: TrainingData) -> pd.DataFrame:
         exact = found["similarity"] == 1
         for column, rows in ((SAME, found[exact]), (NEAR, found[~exact])):
             frame[column] = frame["example_id"].map(_places(rows)).astype("string")
-        leaked = set(found.loc[found["where"] == "set", "example_id"])
-        frame[LEAK] = frame["example_id"].isin(leaked)
+        in_set = found["where"] == "set"
+        for column, rows in (
+            (LEAK, found[in_set]),
+            (ELSEWHERE, found[~in_set & (found["place"] != data.facts.stage)]),
+        ):
+            frame[column] = frame["example_id"].isin(set(rows["example_id"]))
     return frame
 
 

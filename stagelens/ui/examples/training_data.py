@@ -11,13 +11,11 @@ import streamlit as st
 from stagelens.analyses.contributions.contribution_table import SHOWN, Stored
 from stagelens.charts.style import BLAME, CREDIT, MUTED, short
 from stagelens.contracts import CARRIED, Behaviour
-from stagelens.report.provenance import FIRST_ORDER
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, inputs
-from stagelens.ui.pieces.pinning import About
+from stagelens.ui.pieces import components, inputs, state
 from stagelens.ui.reading.browse import Chosen
 from stagelens.ui.reading.loaders import Effects
-from stagelens.wording.numbers import count_text, phrase
+from stagelens.wording.numbers import count_text
 from stagelens.wording.signs import POSITIVE_IS, gain, gain_text
 
 from . import contributions
@@ -74,7 +72,7 @@ def training_data_tab(
                 st.subheader(title, anchor=False)
                 _disagreeing(side.head(count), rows)
                 _cards(found, asked, side.head(count), color, whole)
-    _table(rows, asked)
+    _browse(rows, asked.stage)
 
 
 def _whole(found: Stored, stage: str) -> float | None:
@@ -194,28 +192,21 @@ def _content(row: dict[str, object]) -> str:
     )  # fmt: skip
 
 
-def _table(rows: pd.DataFrame, asked: Asked) -> None:
-    with st.expander("All training examples of this stage as a table"):
-        names = {
-            "value": f"contribution ({phrase(asked.behaviour)})",
-            "uses": "uses",
-            "step": "first step",
-            "position": "place in the batch",
-            "label": "label",
-            "answer": "final model",
-            "before": "before the stage",
-            "other_labels": "same input with label",
-        }
-        gains = rows.assign(value=gain(rows["value"], asked.behaviour))
-        kept = gains[list(names)].rename(columns=names).dropna(axis=1, how="all")
-        said = (
-            f"Contribution of every training example of {asked.stage} to the "
-            f"{phrase(asked.behaviour)}, to first order. {POSITIVE_IS}"
-        )
-        about = About(
-            behaviour=asked.behaviour.name,
-            estimator=FIRST_ORDER,
-            trust=(),
-            filters=asked.filters,
-        )
-        components.table(kept, "training-table", said, about, height=320)
+def _browse(rows: pd.DataFrame, stage: str) -> None:
+    """The way to all of them, with filters and what else is known of each."""
+    st.button(
+        f"Browse all {count_text(len(rows), 'training example')}",
+        icon=":material/table_rows:",
+        key="browse-training-data",
+        on_click=_open_browser,
+        args=(stage,),
+        help="The tab Training data: filters, search, losses over time, duplicates, groups.",
+    )
+    # The click reruns this fragment only, and the tabs that it switches are outside.
+    if st.session_state.get("browse-training-data"):
+        st.rerun()
+
+
+def _open_browser(stage: str) -> None:
+    state.choose_shared("stage", stage)
+    st.session_state[state.VIEW] = state.OF_A_STAGE

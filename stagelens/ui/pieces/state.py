@@ -30,6 +30,8 @@ OFF = "off"
 """Names of the stages that are switched off on the Overview, with commas between them."""
 ABOUT = "about"
 """Whose behaviour *When* and *Which data* ask about; nothing for the one example."""
+TRAINED = "trained"
+"""The training example that is looked at, by its id."""
 BLOCK = "block"
 """Place of the block of the network that is looked at."""
 WALL, EVERYTHING = "wall", "all"
@@ -51,6 +53,7 @@ MOST_BESIDE = 5
 """Most examples that stand side by side."""
 
 VIEW, OF_THE_SET, OWN, COMPARED = "view", "Evaluation set", "Own example", "Comparison"
+OF_A_STAGE = "Training data"
 """Key of the tabs of the Examples page, and what these are called; also in links."""
 
 PART = "part"
@@ -245,6 +248,17 @@ def asked_about() -> str | None:
 def ask_about(value: str | None) -> None:
     """Ask about others than the one example, or about that; the URL follows."""
     _set(ABOUT, value)
+
+
+def trained_on(ids: Collection[str]) -> str | None:
+    """The training example that is looked at, where it is one of ``ids``."""
+    chosen = _get(TRAINED)
+    return chosen if chosen in ids else None
+
+
+def look_at_trained(example_id: str | None) -> None:
+    """Look at a training example, or at none; the URL follows."""
+    _set(TRAINED, example_id)
 
 
 def opened() -> bool:

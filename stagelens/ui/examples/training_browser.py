@@ -1,0 +1,447 @@
+"""The training examples of a stage, listed page by page, and one of them looked at."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from math import isfinite
+
+import pandas as pd
+import streamlit as st
+
+from stagelens import charts
+from stagelens.analyses.contributions.contribution_table import Question, Stored, left_open
+from stagelens.analyses.training_data import tables
+from stagelens.analyses.training_data.groups import CONTRIBUTION, groupings, with_contributions
+from stagelens.analyses.training_data.marks import NEAR, SAME, SUSPECT
+from stagelens.analyses.training_data.reading import texts_in
+from stagelens.charts.steps import observed_path
+from stagelens.charts.style import short
+from stagelens.contracts import Behaviour, RunError
+from stagelens.report.provenance import RECORDED
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, drawing, inputs, job_progress, state
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import browse, training_loaders
+from stagelens.ui.reading.browse import effect_column
+from stagelens.ui.reading.loaders import Effects
+from stagelens.ui.reading.training_loaders import Loaded
+from stagelens.ui.server import settings
+from stagelens.wording.cells import cells
+from stagelens.wording.numbers import axis_unit, count_text, phrase, value_text
+from stagelens.wording.signs import gain, gain_text, marked
+from stagelens.wording.trust_words import samples_sentence
+
+from . import contributions, filters, training_filters, training_groups, without_them
+from .contributions import Asked
+from .shown_stage import shown_stage, shown_words
+from .training_filters import Wanted
+
+_ABOUT = "t-about"
+_EXAMPLE, _MEAN = "This example", "Mean"
+_CELL = 220
+"""Characters of a text that a cell of the table holds."""
+_PNG = b"\x89PNG"
+
+
+@st.fragment
+@components.errors_told()
+def training_data_of_a_stage(workspace: Workspace, effects: Effects) -> None:
+    """The training examples of the stage in the bar, or of the one most to blame."""
+    asked = _asked(workspace, effects)
+    loaded = training_loaders.training_data(workspace.at, asked.stage)
+    if loaded is None or _incomplete(workspace, loaded):
+        _offer(workspace, asked, loaded)
+    if loaded is None:
+        return
+    frame, found = _with_contributions(workspace, asked, loaded)
+    groups = groupings(loaded.data, frame)
+    bad = not gain(asked.effect, asked.behaviour) > 0
+    wanted = training_filters.choose(loaded, frame, groups, bad)
+    chosen = training_filters.select(workspace.at, loaded, frame, groups, wanted, asked.behaviour)
+    opened = _list(workspace, asked, loaded, wanted, chosen)
+    if opened is not None:
+        _one(workspace, asked, loaded, frame.loc[frame["example_id"] == opened].iloc[0])
+    without_them.of_the_list(workspace, asked, chosen, wanted.words())
+    if found is not None:
+        training_groups.groups_of_a_stage(workspace, asked, frame, groups)
+
+
+def _asked(workspace: Workspace, effects: Effects) -> Asked:
+    """Whose behaviour, and which stage: what the bar says, or the example that was opened."""
+    behaviour = workspace.of_one(effects)
+    every = filters.every_example(
+        workspace.at, workspace.examples.name, effects.estimator, behaviour.name
+    )
+    example_id = state.example(every.places)
+    rows, question = every.frame, Question()
+    by, group = workspace.bar.by, workspace.bar.group
+    if group is not None and by is not None and by in rows:
+        rows = rows[rows[by].astype(str) == group]
+        question = Question(groups={by: group})
+        if by not in (*workspace.examples.columns, "label"):  # of a slice, only ids say which
+            question = Question(ids=tuple(rows["example_id"]))
+    of = group or f"all {len(rows):,}"
+    if example_id is not None:
+        mean = f"{_MEAN} of {of}"
+        about = st.segmented_control(
+            "Contributions to",
+            [f"{_EXAMPLE}, {example_id}", mean],
+            default=f"{_EXAMPLE}, {example_id}",
+            key=_ABOUT,
+            required=True,
+            help="Whose behaviour the training examples are said to have helped or hurt.",
+        )
+        if about != mean:
+            rows = every.frame.iloc[[every.places[example_id]]]
+            question = Question(ids=(example_id,))
+    means = {s: float(rows[effect_column(s)].mean()) for s in workspace.stages}
+    stage = workspace.bar.stage
+    if stage is None:
+        stage, why = shown_stage(behaviour.sign * pd.Series(means).dropna(), workspace.stages)
+        said = "of this example" if len(rows) == 1 else "on average"
+        components.text_block(shown_words(stage, why, behaviour, said), muted=True)
+    ids = tuple(rows["example_id"])
+    return Asked(ids, behaviour, stage, means[stage], effects.trust.get(stage), question)
+
+
+def _incomplete(workspace: Workspace, loaded: Loaded) -> bool:
+    """Whether something is still to be computed, as after a job that was cancelled."""
+    if loaded.data.duplicates is None:
+        return True
+    return loaded.data.answers is None and loaded.data.facts.kind is not None
+
+
+def _offer(workspace: Workspace, asked: Asked, loaded: Loaded | None) -> None:
+    """The way to the training examples: one job, with their contributions where there are any."""
+    try:
+        tables.stage_of(workspace.run, asked.stage)
+    except RunError as error:
+        st.info(components.plain(str(error)), icon=":material/info:")
+        return
+    if not workspace.computable:
+        st.info("Nothing can be computed here without the run's task.", icon=":material/info:")
+        return
+    arguments: tuple[str, ...] = ("training-data", *workspace.at.words, "--stage", asked.stage)
+    also = contributions.impossible(workspace, asked) is None
+    if also:
+        arguments = (
+            *(*arguments, "--contributions", "--set", workspace.examples.name),
+            *("--behaviour", asked.behaviour.name, *asked.options),
+        )
+    with st.container(border=True):
+        if job_progress.job_state(arguments, "Try again"):
+            return
+        begun = "Some of it is there already. " if loaded is not None else ""
+        components.text_block(
+            f"{begun}The training examples of {asked.stage} are read from its recorded batches: "
+            "what each is, its own loss over time, what models answer, and where else it occurs"
+            f"{f'; and what each contributed to the {phrase(asked.behaviour)}' if also else ''}. "
+            "It is kept for the next visit."
+        )
+        st.button(
+            "Read the training data",
+            type="primary",
+            disabled=settings.read_only(),
+            icon=":material/database:",
+            key="read-training-data",
+            on_click=job_progress.begin,
+            args=(arguments, "Reading the training data"),
+            help=settings.READ_ONLY
+            if settings.read_only()
+            else "Runs in the background: python -m stagelens training-data.",
+        )
+
+
+def _with_contributions(
+    workspace: Workspace, asked: Asked, loaded: Loaded
+) -> tuple[pd.DataFrame, Stored | None]:
+    """The examples with what each contributed, where that is known."""
+    found = contributions.answer(workspace, asked)
+    if found is None:
+        return loaded.frame, None
+    if asked.stage in found.facts.steps_only:
+        components.text_block(
+            f"No training example of {asked.stage} has a contribution of its own: "
+            f"{found.facts.steps_only[asked.stage]}.",
+            muted=True,
+        )
+        return loaded.frame, None
+    if said := left_open(asked.stage, asked.effect, found.linearised(asked.stage)):
+        st.warning(components.plain(said), icon=":material/warning:")
+    if found.facts.on_samples:
+        components.text_block(samples_sentence(found.facts.on_samples), muted=True)
+    shown = loaded.data.facts.kind is not None
+    return with_contributions(workspace.run, loaded.frame, found, asked.stage, shown), found
+
+
+def _list(
+    workspace: Workspace, asked: Asked, loaded: Loaded, wanted: Wanted, chosen: pd.DataFrame
+) -> str | None:
+    """One page of the table; returns the example that is looked at."""
+    count, total = len(chosen), len(loaded.frame)
+    key = f"training-{asked.stage}-{wanted.key}"
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        of = "" if count == total else f"{count:,} of "
+        components.text_block(
+            f"{of}{count_text(total, 'training example')} of {asked.stage}, "
+            f"{int(chosen['uses'].sum()):,} uses"
+        )
+        st.download_button(
+            "Export CSV",
+            data=lambda: _csv(loaded, chosen),
+            file_name=f"{workspace.run.name}-{asked.stage}-training-data.csv",
+            mime="text/csv",
+            icon=":material/download:",
+            type="tertiary",
+            disabled=count == 0,
+            on_click="ignore",
+            key="export-training-data",
+            help="These training examples, all pages, with everything that is known of them.",
+        )
+        pages = browse.pages(count)
+        page = min(st.pagination(pages, key=f"{key}-page", max_visible_pages=5), pages)
+    if not count:
+        st.info("No training examples are left. Loosen a filter.", icon=":material/filter_alt_off:")
+        return None
+    rows = chosen.iloc[(page - 1) * browse.PAGE_SIZE : page * browse.PAGE_SIZE]
+    ids = rows["example_id"].tolist()
+    table_key = f"{key}-{page}-{asked.behaviour.name}"
+    picked = _picked(table_key, ids)
+    if picked is not None:
+        state.look_at_trained(picked)
+    shown, tints = _cells(workspace, asked, loaded, rows)
+    unit = axis_unit(asked.behaviour)
+    components.table(
+        shown,
+        table_key,
+        f"Training examples of {asked.stage}, {count:,} listed, {wanted.sort} first"
+        if wanted.sort != training_filters.ORDER
+        else f"Training examples of {asked.stage}, {count:,} listed in the order of training",
+        About(behaviour=asked.behaviour.name, filters=asked.filters),
+        kept=shown.drop(columns=[name for name in ("input", "own loss") if name in shown]),
+        tints=tints,
+        row_height=46 if loaded.data.facts.kind == "image" else 66,
+        height="content",
+        on_select="rerun",
+        selection_mode=("single-row", "single-cell"),
+        column_config=_columns(asked, loaded, unit),
+    )
+    return state.trained_on(set(loaded.frame["example_id"]))
+
+
+def _picked(key: str, ids: list[str]) -> str | None:
+    """The example that a click chose; positions are valid on this page of this list only."""
+    now = st.session_state.pop(key, None)
+    if now is None:
+        return None
+    places = [*(cell[0] for cell in now["selection"]["cells"]), *now["selection"]["rows"]]
+    return next((ids[at] for at in places if 0 <= at < len(ids)), None)
+
+
+def _cells(
+    workspace: Workspace, asked: Asked, loaded: Loaded, rows: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, list[float]]]:
+    """The words of a page of the table, and how strongly contributions are tinted."""
+    data, behaviour = loaded.data, asked.behaviour
+    ids = rows["example_id"].tolist()
+    shown = training_loaders.contents(
+        workspace.at, workspace.at.path, asked.stage, loaded.stamp, tuple(ids)
+    )
+    out: dict[str, object] = {}
+    tints: dict[str, list[float]] = {}
+    if data.facts.kind == "image":
+        out["input"] = [_link(shown[name]) for name in ids]
+    elif data.facts.kind == "text":
+        out["text"] = [short("\n".join(texts_in(shown[name]).values()), _CELL) for name in ids]
+    if data.labelled:
+        out["label"] = rows["label"].fillna("none").tolist()
+    if CONTRIBUTION in rows:
+        gains = gain(rows[CONTRIBUTION], behaviour).to_numpy(float)
+        out[CONTRIBUTION] = [
+            marked(one, behaviour, unit=False) if isfinite(one) else "no number" for one in gains
+        ]
+        largest = float(abs(gains[0])) if len(gains) and isfinite(gains[0]) else 0.0
+        largest = max([largest, *(abs(one) for one in gains if isfinite(one))], default=0.0)
+        tints[CONTRIBUTION] = [one / (largest or 1.0) if isfinite(one) else 0.0 for one in gains]
+    if data.answers is not None:
+        for name in ("answer", "without"):
+            if rows[name].notna().any():
+                out[name] = [
+                    _answer(answer, label, data.answers.judged)
+                    for answer, label in zip(rows[name], rows["label"], strict=True)
+                ]
+        moments = [f"value_{number}" for number in range(len(data.answers.moments))]
+        out["own loss"] = rows[moments].to_numpy(float).tolist()
+        if rows["value_without"].notna().any():
+            kind = data.answers.behaviour.behaviour()
+            out["loss without"] = [value_text(value, kind) for value in rows["value_without"]]
+    out["uses"] = rows["uses"].tolist()
+    for name in (SAME, NEAR):
+        if name in rows and rows[name].notna().any():
+            out[name] = rows[name].fillna("").tolist()
+    for name in data.columns:
+        out[name] = rows[name].astype("string").fillna("").tolist()
+    out["id"] = ids
+    return pd.DataFrame(out), tints
+
+
+def _answer(answer: object, label: object, judged: bool) -> str:
+    if pd.isna(answer):
+        return ""
+    if not judged or pd.isna(label):
+        return str(answer)
+    return f"{'=' if answer == label else '≠'} {answer}"
+
+
+def _link(shown: bytes | None) -> str | None:
+    if shown is None or not shown.startswith(_PNG):
+        return None
+    return f"data:image/png;base64,{base64.b64encode(shown).decode()}"
+
+
+def _columns(asked: Asked, loaded: Loaded, unit: str) -> dict[str, object]:
+    config = st.column_config
+    answers = loaded.data.answers
+    over = (
+        ""
+        if answers is None
+        else ", ".join(
+            f"{stage} {step:,}" if step else f"before {stage}" for stage, step in answers.moments
+        )
+    )
+    columns: dict[str, object] = {
+        "input": config.ImageColumn("image", width=50, pinned=True),
+        "text": config.TextColumn("text", width=320),
+        CONTRIBUTION: config.TextColumn(
+            CONTRIBUTION,
+            width=110,
+            help=f"To the {phrase(asked.behaviour)}{f', in {unit}' if unit else ''}, over all "
+            "uses, to first order: ▲ helped, ▼ hurt.",
+        ),
+        "answer": config.TextColumn("final answer", help="≠: not the label it was trained on."),
+        "without": config.TextColumn(
+            f"without {short(asked.stage, 20)}",
+            help="What the model without the stage answers, which never saw this label in it.",
+        ),
+        "own loss": config.LineChartColumn(
+            "own loss over time",
+            width=130,
+            help=f"Of this example by itself, measured after these steps: {over}.",
+        ),
+        "loss without": config.TextColumn(
+            "loss without", help="Its own loss under the model without the stage."
+        ),
+        "uses": config.NumberColumn("uses", width=55, help="How often the stage used it."),
+        SAME: config.TextColumn(SAME, help="Where else the same input occurs."),
+        NEAR: config.TextColumn(
+            NEAR,
+            help=f"Where nearly the same text occurs: Jaccard index from {_threshold(loaded)}.",
+        ),
+        "id": config.TextColumn("id", help="Step and place of its first use, from 0."),
+    }
+    return columns
+
+
+def _threshold(loaded: Loaded) -> str:
+    facts = loaded.data.duplicate_facts
+    return "" if facts is None or facts.threshold is None else f"{facts.threshold:g} on"
+
+
+def _csv(loaded: Loaded, chosen: pd.DataFrame) -> bytes:
+    table = chosen.drop(columns="content").rename(columns=loaded.data.moment_names)
+    return cells(table).to_csv(index=False).encode()
+
+
+def _one(workspace: Workspace, asked: Asked, loaded: Loaded, row: pd.Series) -> None:
+    """One training example: what it is, what became of it, and where else it occurs."""
+    name, data = str(row["example_id"]), loaded.data
+    shown = training_loaders.contents(
+        workspace.at, workspace.at.path, asked.stage, loaded.stamp, (name,)
+    )[name]
+    with st.container(border=True, key="training-example"):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.html(components.heading_html(f"Training example {name}"))
+            st.button(
+                "Close",
+                icon=":material/close:",
+                type="tertiary",
+                on_click=state.look_at_trained,
+                args=(None,),
+                key="close-training-example",
+            )
+        left, right = st.columns([1, 2], gap="medium")
+        with left:
+            if shown is not None and shown.startswith(_PNG):
+                st.html(
+                    "<div style='max-width:14rem'>"
+                    f"{inputs.image_html(shown, f'Training example {name}')}</div>"
+                )
+            elif shown is not None:
+                inputs.texts(json.loads(shown))
+            components.text_block(_facts(asked, data, row))
+            _elsewhere(data, name)
+        with right:
+            if data.answers is not None:
+                _over_time(workspace, data, name)
+
+
+def _facts(asked: Asked, data: tables.TrainingData, row: pd.Series) -> str:
+    """What is known of a training example, in sentences."""
+    said = [f"Used {count_text(int(row['uses']), 'time')} by {asked.stage}."]
+    if pd.notna(row["label"]):
+        said.append(f"Label: {row['label']}.")
+    if pd.notna(row["other_labels"]):
+        said.append(f"The same input is there with the label {row['other_labels']} too.")
+    if data.answers is not None:
+        told = [f"final model {row['answer']}", f"before the stage {row['before']}"]
+        if pd.notna(row["without"]):
+            told.append(f"without the stage {row['without']}")
+        said.append(f"Answers: {', '.join(told)}.")
+    if SUSPECT in row and pd.notna(row[SUSPECT]):
+        said.append(f"Its label is doubted by {row[SUSPECT]}.")
+    if CONTRIBUTION in row and isfinite(row[CONTRIBUTION]):
+        value = gain_text(float(row[CONTRIBUTION]), asked.behaviour)
+        way = "helped" if gain(float(row[CONTRIBUTION]), asked.behaviour) > 0 else "hurt"
+        said.append(f"It {way} {asked.about}: {value}, to first order.")
+    return " ".join(said)
+
+
+def _elsewhere(data: tables.TrainingData, name: str) -> None:
+    """Every place in which an example occurs again."""
+    if data.duplicates is None:
+        return
+    own = data.duplicates[data.duplicates["example_id"] == name]
+    for row in own.sort_values("similarity", ascending=False).to_dict("records"):
+        what = "Evaluation set" if row["where"] == "set" else "Stage"
+        alike = "the same input"
+        if row["similarity"] < 1:
+            alike = f"nearly the same text ({row['similarity']:.0%} of shingles in common)"
+        label = "" if pd.isna(row["other_label"]) else f", labelled {row['other_label']}"
+        leak = " It has leaked." if row["where"] == "set" else ""
+        components.text_block(
+            f"{what} {row['place']}: {alike}, {row['other_id']}{label}.{leak}", muted=True
+        )
+
+
+def _over_time(workspace: Workspace, data: tables.TrainingData, name: str) -> None:
+    assert data.answers is not None, "only called where there are answers"
+    counts = {stage.name: max(stage.updates, 1) for stage in workspace.run.stages}
+    behaviour: Behaviour = replace(
+        data.answers.behaviour.behaviour(), description="Of a training example by itself."
+    )
+    rows = data.over_time(name)
+    rows = rows[rows["value"].map(isfinite)]
+    if rows.empty:
+        components.text_block("It has no loss by itself.", muted=True)
+        return
+    components.text_block("Its own loss over time", muted=True)
+    chart = drawing.chart(observed_path, rows, behaviour, counts, charts.EITHER)
+    about = About(
+        title=f"Own loss of training example {name} of {data.facts.stage}",
+        behaviour=behaviour.name,
+        observed=RECORDED,
+        filters={"training example": name},
+    )
+    components.show(chart, "own-loss", about)

@@ -1,0 +1,167 @@
+"""The tab Training data of the page Examples: lists, one example, groups, and replays without."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from stagelens.analyses.contributions.computing import contribute
+from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.analyses.training_data.computing import training_data
+from stagelens.analyses.training_data.groups import CONTRIBUTION
+from stagelens.analyses.training_data.marks import BOTH, SUSPECT, marked
+from stagelens.analyses.training_data.tables import TrainingData, answers_path
+from stagelens.analyses.without_data.chosen import Chosen
+from stagelens.analyses.without_data.computing import without_data
+from stagelens.runs.run import open_run
+from stagelens.ui.examples import training_filters
+from stagelens.ui.reading import browse
+from stagelens.ui.server import jobs
+from tests.pages.reading import check, figures, labels, words
+
+PAGE = "pages/1_Examples.py"
+LINK = "run=digits&set=mixed-up&measure=margin&estimator=replay&view=Training+data"
+ASKED = "clean-044"
+"""An example that the final model answers wrongly, and the model without *mislabelled* rightly."""
+
+
+@pytest.fixture(scope="module")
+def known(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingData]:
+    """A copy of the demo whose stage *mislabelled* was read, with contributions to one example."""
+    path = Path(shutil.copytree(demo, tmp_path_factory.mktemp("home") / "digits"))
+    run = open_run(path)
+    contribute(run, "mixed-up", Question(ids=(ASKED,)), "margin", since="mislabelled")
+    return path, training_data(run, "mislabelled")
+
+
+def _page(open_page, path: Path, more: str = "") -> AppTest:
+    return check(open_page(path.parent, f"{LINK}&stage=mislabelled&example={ASKED}{more}", PAGE))
+
+
+def test_without_anything_stored_one_job_reads_it_all(
+    open_page, demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
+    app = check(open_page(demo.parent, f"{LINK}&stage=adapt", PAGE))
+    assert "The training examples of adapt are read from its recorded batches" in words(app)
+    check(app.button(key="read-training-data").click().run())
+    assert started == [
+        (
+            *("training-data", str(demo), "--stage", "adapt", "--contributions"),
+            *("--set", "mixed-up", "--behaviour", "margin"),
+        )
+    ]
+
+
+def test_the_stage_most_to_blame_is_shown_where_nobody_chose_one(open_page, demo: Path) -> None:
+    app = check(open_page(demo.parent, LINK, PAGE))
+    assert "Shown is mislabelled, the stage most to blame for the margin on average" in words(app)
+
+
+def test_examples_that_hurt_come_first_and_say_what_became_of_them(
+    open_page, known: tuple[Path, TrainingData]
+) -> None:
+    path, data = known
+    app = _page(open_page, path)
+    assert "200 training examples of mislabelled, 1,200 uses" in words(app)
+    table = app.dataframe[0].value
+    assert len(table) == browse.PAGE_SIZE
+    assert table[CONTRIBUTION].str.startswith("▼").all()
+    amounts = table[CONTRIBUTION].str.slice(2).astype(float)
+    assert amounts.is_monotonic_decreasing
+    frame = data.frame.set_index("example_id")
+    for row in table.itertuples():
+        own = frame.loc[row.id]
+        mark = "=" if own["answer"] == own["label"] else "≠"
+        assert row.answer == f"{mark} {own['answer']}" and row.uses == own["uses"]
+        assert len(table.loc[row.Index, "own loss"]) == len(data.answers.moments)  # type: ignore[union-attr]
+
+
+def test_filters_and_search_leave_what_was_asked_for(
+    open_page, known: tuple[Path, TrainingData]
+) -> None:
+    path, data = known
+    frame = marked(data)
+    both = frame[frame[SUSPECT] == BOTH]
+    app = _page(open_page, path, f"&t-doubt={BOTH.replace(' ', '+')}")
+    assert f"{len(both)} of 200 training examples of mislabelled" in words(app)
+    app.selectbox(key="t-label").set_value("9")
+    assert f"{(both['label'] == '9').sum()} of 200" in words(check(app.run()))
+    app.text_input(key="t-q").set_value("no such id")
+    assert "No training examples are left" in words(check(app.run()))
+    hardest = _page(open_page, path, f"&t-sort={training_filters.UNBELIEVED.replace(' ', '+')}")
+    ids = hardest.dataframe[0].value["id"].tolist()
+    assert ids == frame.nlargest(browse.PAGE_SIZE, "value_without")["example_id"].tolist()
+
+
+def test_one_example_is_looked_at_by_a_click_and_by_its_link(
+    open_page, known: tuple[Path, TrainingData]
+) -> None:
+    path, data = known
+    app = _page(open_page, path)
+    first = app.dataframe[0].value["id"].iloc[0]
+    wanted = training_filters.Wanted(sort=training_filters.HURT)
+    table = f"training-mislabelled-{wanted.key}-1-margin"
+    app.session_state[table] = {"selection": {"rows": [0], "columns": [], "cells": []}}
+    check(app.run())
+    assert f"Training example {first}" in words(app)
+    assert app.query_params["trained"] == first
+    linked = _page(open_page, path, "&trained=3-27")
+    said = words(linked)
+    row = data.frame.set_index("example_id").loc["3-27"]
+    assert "Training example 3-27" in said and f"Label: {row['label']}." in said
+    assert f"without the stage {row['without']}" in said and "doubted by both models" in said
+    (own,) = [each for each in figures(linked) if each["alt"].startswith("Loss observed")]
+    assert "after step 11 of mislabelled" in own["alt"]
+    assert "Training example" not in words(_page(open_page, path, "&trained=nobody"))
+
+
+def test_groups_come_with_intervals_and_the_first_can_be_replayed(
+    open_page, known: tuple[Path, TrainingData]
+) -> None:
+    path, _ = known
+    app = _page(open_page, path, "&t-by=label")
+    groups = app.dataframe[1].value
+    assert groups["label"].iloc[0] == "9" and " to " in groups["95 % interval"].iloc[0]
+    assert groups["examples"].sum() == 200
+    assert "Replay without 31 training examples with label 9" in labels(app)
+
+
+@pytest.mark.slow
+def test_a_replay_without_examples_is_started_and_what_it_gave_is_said(
+    open_page, known: tuple[Path, TrainingData], tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(known[0], tmp_path / "digits"))
+    app = _page(open_page, path)
+    started: list[tuple[str, ...]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
+        check(app.button(key="without-list").click().run())
+    ((command, _, _, stage, _, file, *rest),) = started
+    assert (command, stage, rest) == ("without-data", "mislabelled", ["--set", "mixed-up"])
+    ids = Path(file).read_text().split("\n")
+    assert len(ids) == 20 and ids[0] == app.dataframe[0].value["id"].iloc[0]
+    found = without_data(open_run(path), "mixed-up", Chosen("mislabelled", tuple(ids)))
+    rows = found.table[found.table["example_id"] == ASKED]
+    assert set(rows["prediction_without"]) == {"4"}
+    said = words(_page(open_page, path))
+    assert (
+        "Without 20 training examples of mislabelled the answer to clean-044 is 4 (right); the "
+        "final model says 1 (wrong)." in said
+    )
+    assert "not a new training without them" in said
+    assert "without-list" not in {each.key for each in app.run().button}
+
+
+def test_what_is_missing_of_it_is_offered_beside_what_is_there(
+    open_page, known: tuple[Path, TrainingData], tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(known[0], tmp_path / "digits"))
+    answers_path(open_run(path), "mislabelled").unlink()
+    app = _page(open_page, path)
+    assert "Some of it is there already." in words(app)
+    assert "answer" not in app.dataframe[0].value and "Doubted by" not in labels(app)
