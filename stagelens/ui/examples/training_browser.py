@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import base64
-import json
-from dataclasses import replace
 from math import isfinite
 
 import pandas as pd
 import streamlit as st
 
-from stagelens import charts
 from stagelens.analyses.contributions.contribution_table import Question, Stored, left_open
 from stagelens.analyses.training_data import tables
 from stagelens.analyses.training_data.groups import CONTRIBUTION, groupings, with_contributions
-from stagelens.analyses.training_data.marks import NEAR, SAME, SUSPECT
+from stagelens.analyses.training_data.marks import NEAR, SAME
 from stagelens.analyses.training_data.reading import texts_in
-from stagelens.charts.steps import observed_path
 from stagelens.charts.style import short
-from stagelens.contracts import Behaviour, RunError
-from stagelens.report.provenance import RECORDED
+from stagelens.contracts import RunError, is_score
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, drawing, inputs, job_progress, state
+from stagelens.ui.pieces import components, job_progress, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import browse, training_loaders
 from stagelens.ui.reading.browse import effect_column
@@ -30,10 +25,17 @@ from stagelens.ui.reading.training_loaders import Loaded
 from stagelens.ui.server import settings
 from stagelens.wording.cells import cells
 from stagelens.wording.numbers import axis_unit, count_text, phrase, value_text
-from stagelens.wording.signs import gain, gain_text, marked
+from stagelens.wording.signs import gain, marked
 from stagelens.wording.trust_words import samples_sentence
 
-from . import contributions, filters, training_filters, training_groups, without_them
+from . import (
+    contributions,
+    filters,
+    training_example,
+    training_filters,
+    training_groups,
+    without_them,
+)
 from .contributions import Asked
 from .shown_stage import shown_stage, shown_words
 from .training_filters import Wanted
@@ -62,8 +64,11 @@ def training_data_of_a_stage(workspace: Workspace, effects: Effects) -> None:
     chosen = training_filters.select(workspace.at, loaded, frame, groups, wanted, asked.behaviour)
     opened = _list(workspace, asked, loaded, wanted, chosen)
     if opened is not None:
-        _one(workspace, asked, loaded, frame.loc[frame["example_id"] == opened].iloc[0])
-    without_them.of_the_list(workspace, asked, chosen, wanted.words())
+        training_example.shown(
+            workspace, asked, loaded, frame.loc[frame["example_id"] == opened].iloc[0]
+        )
+    if not is_score(asked.behaviour):
+        without_them.of_the_list(workspace, asked, chosen, wanted.words())
     if found is not None:
         training_groups.groups_of_a_stage(workspace, asked, frame, groups)
 
@@ -124,7 +129,7 @@ def _offer(workspace: Workspace, asked: Asked, loaded: Loaded | None) -> None:
         st.info("Nothing can be computed here without the run's task.", icon=":material/info:")
         return
     arguments: tuple[str, ...] = ("training-data", *workspace.at.words, "--stage", asked.stage)
-    also = contributions.impossible(workspace, asked) is None
+    also = not is_score(asked.behaviour) and contributions.impossible(workspace, asked) is None
     if also:
         arguments = (
             *(*arguments, "--contributions", "--set", workspace.examples.name),
@@ -158,6 +163,13 @@ def _with_contributions(
     workspace: Workspace, asked: Asked, loaded: Loaded
 ) -> tuple[pd.DataFrame, Stored | None]:
     """The examples with what each contributed, where that is known."""
+    if is_score(asked.behaviour):
+        components.text_block(
+            "A score of answers cannot be differentiated, so no training example has a "
+            "contribution to it: choose another behaviour above to see which helped or hurt.",
+            muted=True,
+        )
+        return loaded.frame, None
     found = contributions.answer(workspace, asked)
     if found is None:
         return loaded.frame, None
@@ -253,7 +265,9 @@ def _cells(
     tints: dict[str, list[float]] = {}
     if data.facts.kind == "image":
         out["input"] = [_link(shown[name]) for name in ids]
-    elif data.facts.kind == "text":
+    else:  # what comes first is pinned, and pale: texts are to be read
+        out["id"] = ids
+    if data.facts.kind == "text":
         out["text"] = [short("\n".join(texts_in(shown[name]).values()), _CELL) for name in ids]
     if data.labelled:
         out["label"] = rows["label"].fillna("none").tolist()
@@ -283,7 +297,7 @@ def _cells(
             out[name] = rows[name].fillna("").tolist()
     for name in data.columns:
         out[name] = rows[name].astype("string").fillna("").tolist()
-    out["id"] = ids
+    out.setdefault("id", ids)
     return pd.DataFrame(out), tints
 
 
@@ -352,96 +366,3 @@ def _threshold(loaded: Loaded) -> str:
 def _csv(loaded: Loaded, chosen: pd.DataFrame) -> bytes:
     table = chosen.drop(columns="content").rename(columns=loaded.data.moment_names)
     return cells(table).to_csv(index=False).encode()
-
-
-def _one(workspace: Workspace, asked: Asked, loaded: Loaded, row: pd.Series) -> None:
-    """One training example: what it is, what became of it, and where else it occurs."""
-    name, data = str(row["example_id"]), loaded.data
-    shown = training_loaders.contents(
-        workspace.at, workspace.at.path, asked.stage, loaded.stamp, (name,)
-    )[name]
-    with st.container(border=True, key="training-example"):
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.html(components.heading_html(f"Training example {name}"))
-            st.button(
-                "Close",
-                icon=":material/close:",
-                type="tertiary",
-                on_click=state.look_at_trained,
-                args=(None,),
-                key="close-training-example",
-            )
-        left, right = st.columns([1, 2], gap="medium")
-        with left:
-            if shown is not None and shown.startswith(_PNG):
-                st.html(
-                    "<div style='max-width:14rem'>"
-                    f"{inputs.image_html(shown, f'Training example {name}')}</div>"
-                )
-            elif shown is not None:
-                inputs.texts(json.loads(shown))
-            components.text_block(_facts(asked, data, row))
-            _elsewhere(data, name)
-        with right:
-            if data.answers is not None:
-                _over_time(workspace, data, name)
-
-
-def _facts(asked: Asked, data: tables.TrainingData, row: pd.Series) -> str:
-    """What is known of a training example, in sentences."""
-    said = [f"Used {count_text(int(row['uses']), 'time')} by {asked.stage}."]
-    if pd.notna(row["label"]):
-        said.append(f"Label: {row['label']}.")
-    if pd.notna(row["other_labels"]):
-        said.append(f"The same input is there with the label {row['other_labels']} too.")
-    if data.answers is not None:
-        told = [f"final model {row['answer']}", f"before the stage {row['before']}"]
-        if pd.notna(row["without"]):
-            told.append(f"without the stage {row['without']}")
-        said.append(f"Answers: {', '.join(told)}.")
-    if SUSPECT in row and pd.notna(row[SUSPECT]):
-        said.append(f"Its label is doubted by {row[SUSPECT]}.")
-    if CONTRIBUTION in row and isfinite(row[CONTRIBUTION]):
-        value = gain_text(float(row[CONTRIBUTION]), asked.behaviour)
-        way = "helped" if gain(float(row[CONTRIBUTION]), asked.behaviour) > 0 else "hurt"
-        said.append(f"It {way} {asked.about}: {value}, to first order.")
-    return " ".join(said)
-
-
-def _elsewhere(data: tables.TrainingData, name: str) -> None:
-    """Every place in which an example occurs again."""
-    if data.duplicates is None:
-        return
-    own = data.duplicates[data.duplicates["example_id"] == name]
-    for row in own.sort_values("similarity", ascending=False).to_dict("records"):
-        what = "Evaluation set" if row["where"] == "set" else "Stage"
-        alike = "the same input"
-        if row["similarity"] < 1:
-            alike = f"nearly the same text ({row['similarity']:.0%} of shingles in common)"
-        label = "" if pd.isna(row["other_label"]) else f", labelled {row['other_label']}"
-        leak = " It has leaked." if row["where"] == "set" else ""
-        components.text_block(
-            f"{what} {row['place']}: {alike}, {row['other_id']}{label}.{leak}", muted=True
-        )
-
-
-def _over_time(workspace: Workspace, data: tables.TrainingData, name: str) -> None:
-    assert data.answers is not None, "only called where there are answers"
-    counts = {stage.name: max(stage.updates, 1) for stage in workspace.run.stages}
-    behaviour: Behaviour = replace(
-        data.answers.behaviour.behaviour(), description="Of a training example by itself."
-    )
-    rows = data.over_time(name)
-    rows = rows[rows["value"].map(isfinite)]
-    if rows.empty:
-        components.text_block("It has no loss by itself.", muted=True)
-        return
-    components.text_block("Its own loss over time", muted=True)
-    chart = drawing.chart(observed_path, rows, behaviour, counts, charts.EITHER)
-    about = About(
-        title=f"Own loss of training example {name} of {data.facts.stage}",
-        behaviour=behaviour.name,
-        observed=RECORDED,
-        filters={"training example": name},
-    )
-    components.show(chart, "own-loss", about)

@@ -30,7 +30,7 @@ from stagelens.wording.signs import gain
 
 _STYLE = (
     "<style>.st-key-training-filters{display:grid;gap:.5rem;align-items:center;"
-    "grid-template-columns:repeat(auto-fit,minmax(min(8rem,100%),1fr))}"
+    "grid-template-columns:repeat(auto-fit,minmax(min(15rem,100%),1fr))}"
     "@media (max-width:640px){.st-key-training-filters{grid-template-columns:1fr 1fr}}</style>"
 )
 
