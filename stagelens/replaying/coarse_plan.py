@@ -92,7 +92,8 @@ def take_examples(batch: Any, examples: Sequence[int], owners: Sequence[int] | N
         examples: Their numbers, in order.
         owners: The example of each row; None where each is one by itself.
     """
-    if owners is None:
+    if owners is None or len(owners) != batch_size(batch):
+        # A model that joins what a batch has apart, of a pair say, has more rows than the batch.
         return take_rows(batch, examples)
     chosen, count = set(examples), max(owners) + 1
     taken = take_rows(batch, [row for row, owner in enumerate(owners) if owner in chosen])
@@ -147,7 +148,7 @@ def _kinds(batch: Any, owners: Sequence[int] | None) -> list[tuple[int, ...]]:
             if tensor.ndim == 1 and not tensor.is_floating_point():
                 for number, value in enumerate(tensor.tolist()):
                     labels[number].append(hash((place, value)))
-    if owners is not None:
+    if owners is not None and len(owners) == size:
         joined: list[list[bytes]] = [[] for _ in range(max(owners) + 1)]
         for row, owner in zip(rows, owners, strict=True):
             joined[owner] += row

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -114,14 +114,14 @@ def _by_tensors(stage: Stage, task: Any, batch: Any) -> list[str]:
     """Per example a digest of its part of every tensor."""
     from .batches import batch_size, flatten
 
-    size, owners = batch_size(batch), stage.objective.row_examples(task, batch)
-    owners = range(size) if owners is None else owners
+    owners = stage.objective.row_examples(task, batch)
+    owners = range(batch_size(batch)) if owners is None else owners
     hashers = [hashlib.sha256() for _ in range(max(owners) + 1)]
     _, tensors = flatten(batch)
     for place, tensor in enumerate(tensors):
-        if not tensor.ndim or tensor.shape[0] not in (size, len(hashers)):
+        if not tensor.ndim or tensor.shape[0] not in (len(owners), len(hashers)):
             continue
-        own = owners if tensor.shape[0] == size else range(len(hashers))
+        own = owners if tensor.shape[0] == len(owners) else range(len(hashers))
         for owner, row in zip(own, tensor, strict=True):
             hashers[owner].update(f"{place} {row.dtype} {tuple(row.shape)}".encode())
             hashers[owner].update(_bytes(row))
@@ -259,10 +259,8 @@ def training_rows(run: Run, stage: Stage, progress: ProgressCallback = no_progre
 
 
 def _only_place(use: Use) -> Use:
-    example = None if use.example is None else Example(use.example_id, {}, use.label)
-    return Use(
-        use.step, use.micro, use.place, use.position, use.content, use.label, example, use.row
-    )
+    example = None if use.example is None else replace(use.example, input={})
+    return replace(use, example=example)
 
 
 def training_rows_path(run: Run, stage: Stage) -> Path:

@@ -16,6 +16,7 @@ from stagelens.contracts import Refused
 from stagelens.derivatives.forward_mode import final_tangents
 from stagelens.estimators.coarse_replay import CoarseReplay
 from stagelens.estimators.counterfactuals import counterfactuals
+from stagelens.replaying.left_out import RowsOfStage
 from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.run import Run
 from stagelens.tasks.objectives.cross_entropy import CrossEntropy
@@ -137,7 +138,7 @@ CASES = (
 
 def table_row(case: Case, run: Run) -> str:
     """As the table has it."""
-    cells = [_replay(run), _coarse(run), _unrolled(run), _contributions(run)]
+    cells = [_replay(run), _coarse(run), _unrolled(run), _contributions(run), _left_out(run)]
     return " | ".join([f"| {case.title}", *cells]) + " |"
 
 
@@ -175,10 +176,21 @@ def _contributions(run: Run) -> str:
     return f"steps; {_SHORT[next(each for each in _SHORT if each in why)]}"
 
 
+def _left_out(run: Run) -> str:
+    try:
+        found = RowsOfStage(run.task, run.last).replay({0: {0}})
+    except Refused as refusal:
+        said = str(refusal)
+        return f"refused: {_SHORT[next(each for each in _SHORT if each in said)]}"
+    assert found.left_out.uses == 1 and not found.left_out.other_draws
+    return "yes"
+
+
 _SHORT = {
     "is computed from": "the reference moves",
     "in-batch negatives": "pairs are compared with one another",
     "compares the pairs of a batch": "pairs are compared with one another",
+    "its parts give": "examples affect one another",
 }
 """What refusals say, and how the table says it."""
 
