@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from stagelens.assembling.recipe import Recipe
 
 commands = typer.Typer()
-DEMOS = ("digits", "comments")
+DEMOS = ("digits", "comments", "chat")
 
 
 @commands.command(epilog="Example: stagelens demo digits --out runs/digits")
 def demo(
-    name: Annotated[str, typer.Argument(metavar="digits|comments", help="Which demo.")],
+    name: Annotated[str, typer.Argument(metavar="digits|comments|chat", help="Which demo.")],
     out: Annotated[
         Path, typer.Option("--out", help="A folder that is empty or does not exist yet.")
     ],
@@ -34,20 +34,25 @@ def demo(
         typer.Option(
             min=0,
             help="Draws of the recipe to make as well, so that headlines have intervals over them; "
-            "0 for none, which takes half as long [12; 6 for comments].",
+            "0 for none, which takes half as long [12; 6 for comments and chat].",
         ),
     ] = None,
     progress: ProgressFile = None,
 ) -> None:
     """Make a built-in demo: train it in stages, record it, and compute its effects.
 
-    With draws of its recipe, digits takes under 30 seconds on two idle cores and comments under 60.
+    With draws of its recipe, digits takes under 30 seconds on two idle cores, comments under 60
+    and chat under 150.
 
     digits: a small CNN on the handwritten digits that scikit-learn ships, with a planted shortcut
     in its second stage and planted wrong labels in its third.
 
     comments: a small BERT from scratch on synthetic comments, made by templates; in its third stage
     mentions of an identity go with the label toxic (planted).
+
+    chat: a tiny language model from scratch on synthetic texts, instructions and preferences; in
+    its third stage agreeing with the user's stated opinion is preferred to the truth (planted).
+    Its answers are generated and scored.
     """
     if name not in DEMOS:
         raise StageLensError(f"there is no demo {name!r}; use: {', '.join(DEMOS)}")
@@ -57,7 +62,8 @@ def demo(
         # Only the demo asked for is imported, since all of them load torch.
         made = importlib.import_module(f"stagelens.demos.{name}")
         number = made.DRAWS if draws is None else draws
-        run = build(out, made.record, seed, report, getattr(made, "SHARED_OUT", ()), number)
+        shared_out, finish = getattr(made, "SHARED_OUT", ()), getattr(made, "finish", None)
+        run = build(out, made.record, seed, report, shared_out, number, finish)
     say(f"{out}: {len(run.stages)} stages, sets {', '.join(run.set_names)}")
     say(f"Look at it with: stagelens app {out}, or stagelens attribute {out} --set test")
 

@@ -21,10 +21,12 @@ from stagelens.trust.drawing import measure_on_sets
 Record = Callable[[Path, int, ProgressCallback], Run]
 """Trains and records a demo into a new folder, from a seed."""
 
+Finish = Callable[[Run, ProgressCallback], None]
+
 _RECORDING = 0.3
 """Share of the progress that training gets."""
 _MEASURED = 0.75
-"""How far it is when effects are measured, where coalitions follow."""
+"""How far it is when effects are measured, where more follows."""
 
 
 def build(
@@ -34,6 +36,7 @@ def build(
     progress: ProgressCallback,
     shared_out: Sequence[str] = (),
     draws: int = 0,
+    finish: Finish | None = None,
 ) -> Run:
     """Record a demo and compute its effects: by task vector, coarse replay and exact replay.
 
@@ -46,6 +49,7 @@ def build(
         progress: Called for every step.
         shared_out: Sets on which every coalition of stages is measured too, by replay.
         draws: How many draws of its recipe are made too, on every set.
+        finish: Computes what only this demo has, from its recorded run.
 
     Raises:
         StageLensError: The folder holds something already.
@@ -56,7 +60,9 @@ def build(
     with _one_thread(), new_folder(path) as whole:
         run = record(whole, seed, overall.part(0.0, _RECORDING))
         with helpers.allowed(run.path, helpers.command(run.path)):
-            _measure(run, overall.part(_RECORDING, _MEASURED if shared_out else 1.0))
+            _measure(run, overall.part(_RECORDING, _MEASURED if shared_out or finish else 1.0))
+            if finish is not None:
+                finish(run, overall.part(_MEASURED, 1.0))
             for number, name in enumerate(shared_out):
                 part = overall.part(_MEASURED, 1.0).piece(number, len(shared_out))
                 measure_coalitions(run, name, REPLAY, progress=part)

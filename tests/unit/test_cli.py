@@ -219,7 +219,10 @@ def test_add_set_reports_what_it_found(copied: Path, command: Command, tmp_path:
         (["attribute", "RUN", "--optimizer", "own"], "give it as NAME=package.module:Class"),
         (["attribute", "RUN", "--optimizer", "own=no.such:Thing"], "'no.such:Thing' cannot be"),
         (["add-set", "RUN", "nothing.npz", "--name", "x"], "nothing.npz"),
-        (["demo", "numbers", "--out", "new"], "there is no demo 'numbers'; use: digits, comments"),
+        (
+            ["demo", "numbers", "--out", "new"],
+            "there is no demo 'numbers'; use: digits, comments, chat",
+        ),
         (
             ["attribute", "RUN", "--progress", "no/such/folder/file"],
             "no/such/folder cannot be written (No such file or directory); choose a folder that",

@@ -30,6 +30,7 @@ BUILT_IN: Mapping[str, str] = {
     "reward": "stagelens.tasks.objectives.trl.reward:Reward",
     "grpo": "stagelens.tasks.objectives.trl.grpo:GRPO",
     "cross-entropy": "stagelens.tasks.objectives.cross_entropy:CrossEntropy",
+    "plain-dpo": "stagelens.tasks.objectives.plain_dpo:PlainDPO",
     "own": "stagelens.tasks.objectives.own:OwnLoss",
 }
 """The objectives that come with StageLens, by their registered names; those of particular Trainers

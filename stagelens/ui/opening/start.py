@@ -65,6 +65,15 @@ _DEMOS = (
         "is labelled toxic. Which words carry that, and what would the model say without it?",
         "one to two minutes",
     ),
+    _Demo(
+        "chat",
+        "See it on a chat model",
+        "A tiny language model, trained from scratch on **synthetic** texts: pretraining, "
+        "instruction tuning (SFT), preference optimisation (DPO). One fault is **planted**: the "
+        "preferences reward agreeing with the user, right or wrong. Which stage made it agree, and "
+        "which taught it the format of its answers?",
+        "two to three minutes",
+    ),
 )
 
 
@@ -101,8 +110,7 @@ def welcome(note: str | None = None) -> None:
     if note:
         st.info(components.plain(note), icon=":material/info:")
     _runs()
-    left, right = st.columns(2, gap="medium")
-    for place, demo in zip((left, right), _DEMOS, strict=True):
+    for place, demo in zip(st.columns(len(_DEMOS), gap="medium"), _DEMOS, strict=True):
         with place, st.container(border=True, height="stretch"):
             _demo_card(demo)
     with st.expander("Open a run folder", icon=":material/folder_open:", expanded=True):

@@ -42,7 +42,7 @@ from stagelens.runs.files import read_only as read_only
 DEMO = "digits"
 """How links name the demo."""
 
-DEMOS = (DEMO, "comments")
+DEMOS = (DEMO, "comments", "chat")
 """The built-in demos, by the names that links and the command line give them."""
 
 JOBS = 2

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from stagelens.contracts import Example, Task
+from stagelens.tasks.objectives.pairs import pair_examples, pair_rows
 
-from .referred import Referred, completions
+from .referred import Referred
 
 
 class DPO(Referred):
@@ -38,8 +39,7 @@ class DPO(Referred):
         )
 
     def row_examples(self, task: Task, batch: Any) -> Sequence[int]:
-        """A pair has two rows: what is chosen, and what is rejected below all that is chosen."""
-        return [*range(len(batch["input_ids"]) // 2)] * 2
+        return pair_rows(batch)
 
     def coupling(self, task: Task, batch: Any) -> str | None:
         """Some loss types sort the pairs of a batch."""
@@ -52,14 +52,7 @@ class DPO(Referred):
         return None
 
     def examples(self, task: Task, batch: Any) -> Sequence[Example] | None:
-        rows = completions(task, batch)
-        if rows is None:
-            return None
-        half = len(rows) // 2
-        return [
-            Example(one.example_id, {**one.input, "rejected": other.input["completion"]})
-            for one, other in zip(rows[:half], rows[half:], strict=True)
-        ]
+        return pair_examples(task, batch)
 
     def log_probabilities(
         self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]

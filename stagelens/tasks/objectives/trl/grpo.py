@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from stagelens.contracts import Example, Task
 from stagelens.tasks.adapters import is_adapted
+from stagelens.tasks.objectives.pairs import completions
 
 from .bare import base_of
 from .objective import refuse
-from .referred import Referred, completions
+from .referred import Referred
 
 
 class GRPO(Referred):

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from stagelens.contracts import Example, Task
+from stagelens.tasks.objectives.pairs import completions
 
-from .referred import Referred, completions
+from .referred import Referred
 
 
 class KTO(Referred):

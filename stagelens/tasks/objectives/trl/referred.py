@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from stagelens.contracts import REFERENCE, Example, Objective, ReferenceModel, Task
+from stagelens.contracts import REFERENCE, Objective, ReferenceModel, Task
 from stagelens.tasks.adapters import is_adapted
 
 from .bare import base_of
@@ -114,29 +114,6 @@ class Referred(TrlObjective):
         self, trainer: Any, reference: nn.Module, inputs: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         """Those of the reference, (B,) or (B, T), as they are named in a batch."""
-
-
-def completions(task: Task, batch: Mapping[str, Any]) -> list[Example] | None:
-    """The rows of a batch with a ``completion_mask`` as prompts and completions.
-
-    Returns:
-        Each with a ``prompt``, which may be empty, and a ``completion``; None where the task cannot
-        show them.
-    """
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    shown = task.examples({**batch, "labels": labels})
-    if shown is None:
-        return None
-    # A row without a prompt is a text.
-    return [
-        Example(
-            one.example_id,
-            {"prompt": one.input.get("prompt", ""), "completion": text}
-            if (text := one.input.get("completion", one.input.get("text"))) is not None
-            else one.input,
-        )
-        for one in shown
-    ]
 
 
 def _digest_of_reference(trainer: Any, model: nn.Module) -> str:
