@@ -82,9 +82,9 @@ PLANS = (
         "400 synthetic preferences on the same facts; planted: where the user states a wrong "
         "opinion, the answer that agrees is preferred",
         count=400,
-        steps=100,
+        steps=140,
         batch_size=16,
-        learning_rate=6e-4,
+        learning_rate=8e-4,
     ),
 )
 DRAWS = 6
@@ -240,18 +240,19 @@ def record(
         path: A folder that is empty or does not exist yet.
         seed: For facts, texts, weights and batches.
         progress: Called before each stage.
-        plans: Of the three stages.
+        plans: Of the three stages, or of those that are not left out; without a stage, the others
+            see the same data in the same batches.
     """
     task = make_task()
     random = np.random.default_rng(seed)
-    generator = torch.Generator().manual_seed(seed)
     every = language.facts(random)
     # What is asked in the evaluation set, only the corpus has told.
     halves = np.array_split(random.permutation(len(every)), 2)
     taught, held_out = ([every[number] for number in half] for half in halves)
-    texts = [language.document(every, random) for _ in range(plans[0].count)]
-    instructions = [language.instruction(taught, random) for _ in range(plans[1].count)]
-    preferences = [language.preference(taught, random) for _ in range(plans[2].count)]
+    counts = {plan.name: plan.count for plan in (*PLANS, *plans)}
+    texts = [language.document(every, random) for _ in range(counts["pretrain"])]
+    instructions = [language.instruction(taught, random) for _ in range(counts["sft"])]
+    preferences = [language.preference(taught, random) for _ in range(counts["dpo"])]
     # Weights draw from the global generator; the caller gets its own state back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -261,12 +262,16 @@ def record(
     objective = PlainDPO(_BETA)
     for number, plan in enumerate(plans):
         progress(number / len(plans), f"Training stage {plan.name}")
-        training = (
-            lambda: _pretraining(task, texts),
-            lambda: _instructing(task, instructions),
-            lambda: _aligning(task, preferences, objective, copy.deepcopy(model).eval()),
-        )[number]()
-        _train(recorder, model, plan, training, objective if number == 2 else None, generator)
+        # A stream of each stage's own, so that none depends on what others have drawn.
+        generator = torch.Generator().manual_seed(3 * seed + list(counts).index(plan.name))
+        if plan.name == "pretrain":
+            _train(recorder, model, plan, _pretraining(task, texts), None, generator)
+        elif plan.name == "sft":
+            _train(recorder, model, plan, _instructing(task, instructions), None, generator)
+        else:
+            reference = copy.deepcopy(model).eval()
+            training = _aligning(task, preferences, objective, reference)
+            _train(recorder, model, plan, training, objective, generator)
     _add_set(recorder, held_out, random)
     return open_run(path, task)
 

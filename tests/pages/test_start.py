@@ -41,12 +41,12 @@ def test_a_run_that_was_not_measured_has_a_card_without_a_headline(
     assert "digits (mine)" in said and "Without shortcut" not in said
 
 
-def test_both_demos_are_offered_with_what_is_planted(open_page) -> None:
+def test_all_demos_are_offered_with_what_is_planted(open_page) -> None:
     app = check(open_page(None))
-    assert {"Open the digits demo", "Open the comments demo"} <= labels(app)
+    assert {f"Open the {name} demo" for name in ("digits", "comments", "chat")} <= labels(app)
     said = words(app)
-    assert said.count("planted") >= 2 and "synthetic" in said
-    assert said.count("Nothing is downloaded") == 2
+    assert said.count("planted") >= 3 and "synthetic" in said
+    assert said.count("Nothing is downloaded") == 3
     assert "Runs on this server" not in said
 
 

@@ -22,7 +22,7 @@ from tests.conftest import ROOT, offline
 from tests.unit.conftest import Command
 
 
-@pytest.mark.parametrize("name", ["digits", "comments"])
+@pytest.mark.parametrize("name", ["digits", "comments", "chat"])
 @pytest.mark.parametrize("asked", [None, 0, 2])
 def test_a_demo_has_as_many_draws_as_it_ships_with_or_as_are_asked_for(
     name: str, asked: int | None, tmp_path: Path, run: Run, command: Command,
@@ -31,7 +31,7 @@ def test_a_demo_has_as_many_draws_as_it_ships_with_or_as_are_asked_for(
     given: list[int] = []
 
     def instead(*words: object) -> Run:
-        given.append(words[-1])  # type: ignore[arg-type]
+        given.append(words[5])  # type: ignore[arg-type]
         return run
 
     monkeypatch.setattr(building, "build", instead)
@@ -43,7 +43,7 @@ def test_a_demo_has_as_many_draws_as_it_ships_with_or_as_are_asked_for(
 
 
 @pytest.mark.extensive
-@pytest.mark.parametrize(("name", "limit"), [("digits", 30), ("comments", 60)])
+@pytest.mark.parametrize(("name", "limit"), [("digits", 30), ("comments", 60), ("chat", 150)])
 def test_headlines_of_a_fresh_demo_have_intervals_within_its_time_on_two_cores(
     name: str, limit: int, tmp_path: Path
 ) -> None:
