@@ -14,15 +14,15 @@ gradients per step, plus one gradient and one Hessian product for the transpose.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
 
-from stagelens.contracts import NotSeparable, ProgressCallback, no_progress
+from stagelens.contracts import NotSeparable, ProgressCallback, Refused, no_progress
 from stagelens.replaying.replay import same_arithmetic
-from stagelens.runs.run import Run
+from stagelens.runs.run import Run, Stage
 from stagelens.runs.step_records import StepRecord
 from stagelens.runs.steps import RecordedSteps
 
@@ -33,6 +33,9 @@ from .trajectory import Crossing, DerivativeOptions, LinearStage, active_names, 
 
 Gradient = Callable[[LinearStage], Mapping[str, Tensor]]
 """From the prepared last stage to grad y in the final parameters and floating buffers."""
+
+GradientAt = Callable[[LinearStage, Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""From a prepared stage, and values within it, to grad y at these values."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class StepContribution:
             the examples it sums to the contribution. NaN where examples is None.
         why: Why the stage's examples have no part of their own; None where they have, or where
             that was not requested.
+        others: Other steps of the stage to what each example of theirs would have contributed in
+            the place of one of this step's; only where requested, see :func:`sweep_within`.
     """
 
     stage: str
@@ -57,6 +62,7 @@ class StepContribution:
     examples: np.ndarray | None
     carried: float
     why: str | None = None
+    others: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 COUPLED = "BatchNorm in training mode couples the examples of a batch"
@@ -141,6 +147,110 @@ def sweep(
     return found
 
 
+def sweep_within(
+    run: Run,
+    stage: Stage,
+    gradient: GradientAt,
+    horizon: int,
+    others: int = 0,
+    options: DerivativeOptions | None = None,
+    progress: ProgressCallback = no_progress,
+) -> list[StepContribution]:
+    """What the steps of a stage contributed to a behaviour a few steps later, by short sweeps.
+
+    The behaviour is asked of the model within the stage, not of the final one: after ``horizon``
+    steps in all sweeps of that length, each beginning half a horizon earlier than the one before.
+    A step is credited by the sweep in which it looks furthest ahead: between half a horizon and a
+    whole one, less only where the stage ends. Sweeps of neighbouring steps overlap, so this costs
+    about twice a sweep through the stage.
+
+    Args:
+        run: The run.
+        stage: One of its stages.
+        gradient: Gives grad y at the values that a sweep begins from.
+        horizon: How many steps later the behaviour is asked; at least 1. From the stage's number
+            of steps on, one sweep from its end.
+        others: How many other steps' examples are weighed at every step as well, as if they were
+            in its batch: more values of each example, with less noise in their mean.
+        options: Dtype and curvature.
+        progress: Called after every step.
+
+    Returns:
+        Every step of the stage with the contributions of its examples, in training order.
+
+    Raises:
+        Refused: The stage has no derivatives, or its examples have no part of their own.
+    """
+    options = options or DerivativeOptions()
+    check_differentiable([stage])
+    if stage.name in has_coupled_examples(run):
+        raise Refused(f"examples of stage {stage.name!r} cannot be told apart: {COUPLED}")
+    own = LinearStage(run, stage, active_names(run, [stage]), options)
+    sweeps = list(_sweeps(stage.steps, horizon))
+    total, done = sum(last - first for first, last, _ in sweeps), 0
+    found: list[StepContribution] = []
+    with same_arithmetic(stage):
+        kept = _Kept(own, max(1, math.isqrt(stage.steps)))
+        for first, last, credited in sweeps:
+            vectors = own.layout.zeros(1)
+            begun = False
+            for record, step in kept.backwards(first, last):
+                if not begun:
+                    for name, tensor in gradient(own, step.after.values).items():
+                        if name in vectors.values:
+                            vectors.values[name] = tensor.to(vectors.values[name])[None]
+                    begun = True
+                split = record.step < credited
+                try:
+                    more = _others(kept.steps, record.step, others) if split else []
+                    extra = _as_if_in(own, step, vectors, more)
+                    vectors, contribution = _step_back(own, record, step, vectors, split)
+                    contribution = replace(contribution, others=extra)
+                except NotSeparable as error:
+                    raise Refused(
+                        f"examples of stage {stage.name!r} cannot be told apart: {error}"
+                    ) from None
+                if split:
+                    found.append(contribution)
+                done += 1
+                progress(done / total, f"contributions of stage {stage.name}, step {record.step}")
+    return found[::-1]
+
+
+def _others(steps: RecordedSteps, step: int, count: int) -> list[StepRecord]:
+    """Batches of other steps, at equal distances, so that all have their turn equally often."""
+    total = len(steps)
+    count = min(count, total - 1)
+    return [steps[(step + 1 + (place * (total - 1)) // count) % total] for place in range(count)]
+
+
+def _as_if_in(
+    own: LinearStage, step: StepMap, vectors: StateVectors, records: Sequence[StepRecord]
+) -> dict[int, np.ndarray]:
+    """What examples of other steps would have contributed in the place of this step's."""
+    if not records:
+        return {}
+    share = {name: tensor[0] for name, tensor in step.share(vectors).items()}
+    return {
+        record.step: step.factor
+        * own.loss.example_products(step.before.values, record, share).double().cpu().numpy()
+        for record in records
+    }
+
+
+def _sweeps(steps: int, horizon: int) -> Iterator[tuple[int, int, int]]:
+    """``(first, last, credited)``: sweep from before ``last`` to ``first``; credit those before."""
+    stride = max(1, horizon // 2)
+    last = credited = steps
+    while credited > 0:
+        first = max(0, last - horizon)
+        # The sweep that reaches the first step credits all that is left.
+        yield first, last, credited
+        credited = first
+        # Those that follow look at least half a horizon ahead.
+        last = min(steps, first + horizon - stride)
+
+
 def _step_back(
     own: LinearStage, record: StepRecord, step: StepMap, vectors: StateVectors, split: bool
 ) -> tuple[StateVectors, StepContribution]:
@@ -188,16 +298,19 @@ class _Kept:
     def _map(self, record: StepRecord, state: State, evaluated: Evaluated) -> StepMap:
         return StepMap(self.own.stage, self.own.loss, state, record, evaluated)
 
-    def backwards(self) -> Iterator[tuple[StepRecord, StepMap]]:
-        """Every step with its map, from the last to the first."""
-        for number in range(len(self.states) - 1, -1, -1):
+    def backwards(
+        self, begin: int = 0, end: int | None = None
+    ) -> Iterator[tuple[StepRecord, StepMap]]:
+        """Every step from ``begin`` to before ``end`` with its map, the last one first."""
+        end = len(self.steps) if end is None else end
+        for number in range((end - 1) // self.spacing, begin // self.spacing - 1, -1):
             first = number * self.spacing
-            records = self.steps[first : first + self.spacing]
+            records = self.steps[first : min(first + self.spacing, end)]
             state, passed = self.states[number], []
             for record in records:
                 evaluated = self.own.loss.gradient(state.values, record)
                 # The gradient is kept, the map is not: it holds several tensors per parameter.
                 passed.append((record, state, evaluated))
                 state = self._map(record, state, evaluated).after
-            for record, before, evaluated in reversed(passed):
+            for record, before, evaluated in reversed(passed[max(begin - first, 0) :]):
                 yield record, self._map(record, before, evaluated)

@@ -10,7 +10,7 @@ that draw.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,7 +131,7 @@ def _drawn(task: Task, draw: Draw, stage: Stage, seen: int) -> Drawn:
     return Drawn(order_of(draw, stage, seen), initial)
 
 
-class _Passes:
+class Passes:
     """Other random numbers for the forward passes of a stage, in place of those recorded."""
 
     def __init__(self, draw: Draw, stage: Stage) -> None:
@@ -193,6 +193,37 @@ def drawn_models(
             yield stage.name, False, course.later(stage, begin, apart).model
         state = course.run(stage, begin, passed)
     yield "", True, state.model
+
+
+Train = Callable[[Sequence[int], "Passes", Passed], TrainingState]
+"""Trains one stage of a draw: from the order of its batches, the random numbers of its passes, and
+where the draw has passed, to the stage's end."""
+
+
+def drawn_with(
+    run: Run,
+    draw: Draw,
+    stage: Stage,
+    train: Train,
+    progress: ProgressCallback = no_progress,
+) -> Weights:
+    """The final model of a draw, one stage of which the caller trains from its recorded start.
+
+    Args:
+        run: The run; see :func:`check_drawable`.
+        draw: The draw; stages before the one are as recorded.
+        stage: The one.
+        train: Trains it.
+        progress: Called for every step of the later stages.
+    """
+    check_drawable(run)
+    given = replace(draw, given_earlier=True)
+    later = run.stages[stage.index + 1 :]
+    course = _Course(run, given, {}, Progress(progress), later)
+    passed = Passed(run.stages).enter(stage, stage.start().model)
+    state = train(order_of(given, stage), Passes(given, stage), passed)
+    passed.leave(stage, state.model)
+    return course.later(stage, state, passed).model
 
 
 def drawn_coalitions(
@@ -287,7 +318,7 @@ class _Course:
         passed.enter(stage, begin.model)
         with same_arithmetic(stage):
             training = StageReplay(self._run.task, stage, begin, passed)
-            for _ in training.run(drawn.order, _Passes(self._draw, stage)):
+            for _ in training.run(drawn.order, Passes(self._draw, stage)):
                 self._done += 1
                 self._progress(self._done / self._total, f"stage {stage.name}")
             end = training.state()

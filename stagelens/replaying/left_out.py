@@ -113,6 +113,8 @@ class RowsOfStage:
         progress: ProgressCallback = no_progress,
         state: TrainingState | None = None,
         passed: Passed | None = None,
+        order: Sequence[int] | None = None,
+        passes: Callable[[int, StepRecord], StepRecord] | None = None,
     ) -> ReplayedWithout:
         """The stage's end with these examples left out.
 
@@ -121,6 +123,8 @@ class RowsOfStage:
             progress: Called for every step.
             state: Where to start; by default where the recording started.
             passed: See :class:`StageReplay`.
+            order: Which recorded step's batches to use at each step; by default as recorded.
+            passes: Other random numbers for a step's passes, see :mod:`.draws`.
 
         Raises:
             Refused: The loss is not a sum over examples, so that none has a part to leave out.
@@ -132,10 +136,11 @@ class RowsOfStage:
             told.normalised = _normalised(replay.model)
 
             def change(place: int, record: StepRecord) -> StepRecord | None:
-                return self._rest(replay, record, set(places.get(place, ())), told)
+                drawn = record if passes is None else passes(place, record)
+                return self._rest(replay, drawn, set(places.get(record.step, ())), told)
 
             try:
-                for number, record in enumerate(replay.run(change=change), 1):
+                for number, record in enumerate(replay.run(order, change), 1):
                     examples += sum(batch_size(micro.batch) for micro in record.batches or ())
                     progress(
                         number / stage.steps, f"stage {stage.name}, step {number} of {stage.steps}"

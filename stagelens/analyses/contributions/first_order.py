@@ -120,22 +120,29 @@ def _example_table(found: Sequence[StepContribution]) -> pd.DataFrame:
 
 
 def behaviour_gradient(
-    run: Run, last: LinearStage, behaviour: str, examples: Sequence[Example]
+    run: Run,
+    last: LinearStage,
+    behaviour: str,
+    examples: Sequence[Example],
+    values: Mapping[str, Tensor] | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
-    """``(y, grad y)`` at the final model, in evaluation mode; y is the mean over the examples.
+    """``(y, grad y)`` at a model, in evaluation mode; y is the mean over the examples.
 
     Args:
         run: The run.
-        last: Its last stage; its model is used, and left in the modes it was in.
+        last: Its last stage, or the one that the values are of; its model is used, and left in the
+            modes it was in.
         behaviour: Name of y.
         examples: What y is measured on.
+        values: Parameters and buffers of the model; by default those at the stage's end, which of
+            the last stage is the final model.
 
     Raises:
         Refused: The task has no such behaviour, or none of the examples has a value.
     """
     model, loss = last.loss.model, last.loss
     modes = {name: module.training for name, module in model.named_modules()}
-    x = loss.place(last.end.values)
+    x = loss.place(last.end.values if values is None else values)
     total: list[Tensor] = [torch.zeros_like(t) for t in x]
     value, count = 0.0, 0
     model.eval()

@@ -1,0 +1,87 @@
+"""Which horizon to look ahead: each is judged by replaying what it would choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.contracts import Progress, ProgressCallback, no_progress
+from stagelens.runs.run import Run, Stage
+
+from .proving import prove
+from .ranking import rank
+from .tables import Ranking
+
+DRAWS = 2
+"""Draws that judge a horizon: enough to tell a good one from a bad one, not two good ones."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A horizon, and the target after the stage was replayed with what it chose.
+
+    Attributes:
+        ranking: Made with it.
+        value: The target's behaviour, the mean over a few draws.
+    """
+
+    ranking: Ranking
+    value: float
+
+
+def usual_horizons(steps: int) -> list[int]:
+    """A tenth of a stage, a third, and all of it: which is best depends on the learning rate."""
+    return sorted({max(1, steps // 10), max(1, steps // 3), max(1, steps)})
+
+
+def try_horizons(
+    run: Run,
+    stage: Stage,
+    set_name: str,
+    question: Question,
+    keep: float,
+    horizons: Sequence[int],
+    behaviour: str | None = None,
+    progress: ProgressCallback = no_progress,
+) -> list[Tried]:
+    """Rank by every horizon, and replay what each would choose; the best one first.
+
+    Where first order breaks down, a longer look ahead says less, and one that is too short sees
+    little but the next step: at higher learning rates the best horizon is shorter. The target's own
+    examples judge, so that what is proved later is proved on others.
+
+    Args:
+        run: The run.
+        stage: Whose examples.
+        set_name: The evaluation set that the target is of.
+        question: Which of its examples.
+        keep: The share of the stage's examples that is chosen.
+        horizons: In steps. A single one is not replayed, and its value is NaN.
+        behaviour: What is to become better; see :func:`~.ranking.target_behaviour`.
+        progress: Called for every step.
+
+    Raises:
+        SetError: The question names what the set does not have.
+        Refused: As :func:`~.ranking.rank` and :func:`~.proving.prove`.
+    """
+    overall, found = Progress(progress), []
+    for number, horizon in enumerate(horizons):
+        part = overall.part(number / len(horizons), (number + 1) / len(horizons))
+        ranking = rank(
+            *(run, stage, set_name, question, horizon, behaviour), Progress(part).part(0.0, 0.7)
+        )
+        value = float("nan")
+        if len(horizons) > 1:
+            proof = prove(
+                *(run, stage, set_name, question, ranking, ranking.kept(keep)),
+                draws=DRAWS,
+                kinds=("chosen",),
+                progress=Progress(part).part(0.7, 1.0),
+            )
+            value = float(np.mean(proof.values("chosen", ranking.facts.behaviour.name)))
+        found.append(Tried(ranking, value))
+    sign = found[0].ranking.facts.behaviour.behaviour().sign
+    return sorted(found, key=lambda tried: -sign * tried.value) if len(found) > 1 else found

@@ -1,0 +1,227 @@
+"""A ranking of training examples on disk, and what replaying its choice gave. Without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from stagelens.analyses.contributions.contribution_table import asked_digest
+from stagelens.contracts import Behaviour
+from stagelens.effects.draws import DrawInterval, interval_over_draws
+from stagelens.effects.results import BehaviourFacts
+from stagelens.runs import fact_tables
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.schema import digest
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+
+_METHOD = 1
+"""Part of every key; raised when what is stored changes."""
+
+COLUMNS = {
+    "example_id": "string",
+    "label": "string",
+    "uses": "int64",
+    "row": "Int64",
+    "value": "float64",
+}
+"""One row per training example, the most helpful first.
+
+``value`` is its mean contribution to the target per use, on the credit scale: positive where it
+helped. ``row`` is its number in the recorded data set, missing without one.
+"""
+
+PROVED = {"draw": "int64", "trained_on": "string", "behaviour": "string", "value": "float64"}
+"""One row per draw, model and behaviour: the mean over the target's examples."""
+
+TrainedOn = Literal["all", "chosen", "random", "worst"]
+"""What the stage of a replayed model has of its examples; ``worst`` are as many as are chosen, from
+the other end of the ranking."""
+
+
+class RankingFacts(BaseModel):
+    """What a stored ranking says of itself.
+
+    Attributes:
+        run_digest: Of the run.
+        set_digest: Of the evaluation set that the target is of.
+        stage: Whose examples are ranked.
+        count: How many examples the target has.
+        behaviour: What is to become better on them.
+        horizon: How many steps later the target was asked; ``steps`` where at the stage's end.
+        steps: Of the stage.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_digest: str
+    set_digest: str
+    stage: str
+    count: int
+    behaviour: BehaviourFacts
+    horizon: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The training examples of a stage, the most helpful first (:data:`COLUMNS`)."""
+
+    facts: RankingFacts
+    table: pd.DataFrame
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the examples, in order."""
+        return [str(name) for name in self.table["example_id"]]
+
+    def kept(self, share: float, alike: Mapping[str, Collection[str]] | None = None) -> list[str]:
+        """The best of them.
+
+        Args:
+            share: Of all examples, above 0 and at most 1; at least one is kept.
+            alike: Example to its near duplicates. Of those that are alike only the best is kept,
+                and others take the place of the rest, as long as there are others.
+        """
+        count = count_kept(len(self.table), share)
+        if not alike:
+            return self.ids[:count]
+        first: list[str] = []
+        later: list[str] = []
+        taken: set[str] = set()
+        for name in self.ids:
+            if taken.isdisjoint(alike.get(name, ())):
+                first.append(name)
+                taken.add(name)
+            else:
+                later.append(name)
+        return [*first, *later][:count]
+
+
+def count_kept(count: int, share: float) -> int:
+    """How many of ``count`` examples a share is; at least one."""
+    return max(1, math.floor(count * share + 0.5))
+
+
+def ranking_path(
+    run: Run,
+    stage: Stage,
+    examples: EvaluationSet,
+    ids: list[str],
+    behaviour: str,
+    horizon: int,
+) -> Path:
+    """Where a ranking is stored, or would be.
+
+    Args:
+        run: The run.
+        stage: Whose examples.
+        examples: The set that the target is of.
+        ids: Of the target's examples.
+        behaviour: What is to become better.
+        horizon: How many steps later.
+    """
+    parts = (_METHOD, run.digest, stage.name, examples.digest, asked_digest(ids), behaviour)
+    return run.files.inside(f"results/selection/{digest(*parts, horizon)[:32]}.parquet")
+
+
+def load_ranking(path: Path) -> Ranking | None:
+    """A stored ranking; None where there is none that can be used."""
+    found = fact_tables.read(path, RankingFacts, COLUMNS)
+    return None if found is None else Ranking(*found)
+
+
+class ProofFacts(BaseModel):
+    """What stored replays of a choice say of themselves.
+
+    Attributes:
+        ranking: The ranking that was chosen from.
+        kept: How many examples are chosen.
+        of: Of how many.
+        behaviours: What was measured.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    ranking: RankingFacts
+    kept: int
+    of: int
+    behaviours: list[BehaviourFacts]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the models answered that were replayed with parts of a stage's examples.
+
+    All models of a draw share its order of batches and its random numbers, so that they differ by
+    the examples alone. Each draw has a random half of its own.
+    """
+
+    facts: ProofFacts
+    table: pd.DataFrame
+
+    def behaviour(self, name: str) -> Behaviour:
+        """One of those measured."""
+        return next(b for b in self.facts.behaviours if b.name == name).behaviour()
+
+    def values(self, trained_on: TrainedOn, behaviour: str) -> np.ndarray:
+        """Means over the target's examples, by draw."""
+        rows = self.table[
+            (self.table["trained_on"] == trained_on) & (self.table["behaviour"] == behaviour)
+        ]
+        return rows.sort_values("draw")["value"].to_numpy(float)
+
+    def mean(self, trained_on: TrainedOn, behaviour: str) -> DrawInterval:
+        """Of such a model, with the interval over draws."""
+        return interval_over_draws(self.values(trained_on, behaviour), "runs")
+
+    def gain(self, over: TrainedOn, behaviour: str) -> DrawInterval:
+        """By how much the chosen examples are better than others, on the credit scale, paired."""
+        sign = self.behaviour(behaviour).sign
+        difference = self.values("chosen", behaviour) - self.values(over, behaviour)
+        return interval_over_draws(sign * difference, "runs")
+
+
+def proof_path(
+    run: Run,
+    facts: ProofFacts,
+    examples: EvaluationSet,
+    ids: list[str],
+    chosen: Sequence[str],
+    trained_on: TrainedOn,
+    draw: int,
+) -> Path:
+    """Where one replay of a choice is stored, or would be.
+
+    Args:
+        run: The run.
+        facts: Of the proof.
+        examples: The set that is measured.
+        ids: Of its examples.
+        chosen: Of the training examples.
+        trained_on: Which part of these.
+        draw: Its number.
+    """
+    own = {
+        # All examples, and random ones, are the same beside any choice of that size.
+        "all": (),
+        "random": (len(chosen),),
+        "chosen": (sorted(chosen),),
+        # The choice may be of other examples than the best of the ranking.
+        "worst": (len(chosen), facts.ranking.model_dump_json()),
+    }[trained_on]
+    parts = (_METHOD, run.digest, facts.ranking.stage, examples.digest, asked_digest(ids))
+    key = digest(*parts, trained_on, draw, *own)[:32]
+    return run.files.inside(f"results/selection/proof-{key}.parquet")
+
+
+def load_proof(path: Path) -> Proof | None:
+    """Stored replays; None where there are none that can be used."""
+    found = fact_tables.read(path, ProofFacts, PROVED)
+    return None if found is None else Proof(*found)
