@@ -18,6 +18,7 @@ from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import StageLensError
 
 from . import (
+    adding_scores,
     answering,
     answering_for,
     asking,
@@ -72,6 +73,7 @@ for group in (
     carding,
     sharing,
     answering,
+    adding_scores,
     answering_for,
     asking,
     checking,

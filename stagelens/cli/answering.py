@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 import typer
 
 from stagelens.contracts import Scorer, StageLensError
-from stagelens.effects.results import Result
 from stagelens.measuring import scorers
-from stagelens.wording.trust_words import trust_word
 
 from .given_data import DatasetOption
 from .options import (
@@ -33,6 +29,7 @@ from .options import (
     opened_together,
     own_file,
 )
+from .score_tables import Scored, in_json, print_score, scored_means
 from .table_files import check_table_file, write_table
 from .terminal import Reporter, Table, print_table, say
 
@@ -129,23 +126,13 @@ def answer(
         scored = []
         for each in wanted:
             result = scores.scored(opened, examples.name, found, how, each)
-            there = scores.boundary_scores(opened, examples.name, how, each)
-            scored.append(_Scored(result, scores.mean_scores(opened, result), there))
+            scored.append(scored_means(opened, result))
     if as_json:
         say(json.dumps(_json(found.models, scored), indent=1))
     else:
         _print(found.models, scored)
     if out is not None:
         write_table(out, _every(found.models))
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """What a scorer says: its effect table, the means of that, and scores at every boundary."""
-
-    result: Result
-    means: pd.DataFrame
-    there: dict[str, np.ndarray]
 
 
 def _scorer(given: str) -> Scorer:
@@ -175,7 +162,7 @@ def _every(models: Any) -> pd.DataFrame:
     return table[["model", *(name for name in table if name != "model")]]
 
 
-def _print(models: Any, scored: list[_Scored]) -> None:
+def _print(models: Any, scored: list[Scored]) -> None:
     final = models["final"]
     first = _first(final)
     changed = Table(title=f"Answers to {len(first):,} prompts that differ from the final model's")
@@ -187,25 +174,9 @@ def _print(models: Any, scored: list[_Scored]) -> None:
             changed.add_row(name.replace(":", " "), f"{int((own != first).sum()):,}")
     print_table(changed)
     for each in scored:
-        _print_one(each)
+        print_score(each)
     for note in _notes(models):
         say(f"Note: {note}")
-
-
-def _print_one(scored: _Scored) -> None:
-    (kind,) = scored.result.behaviours.values()
-    printed = Table(title=f"{kind.name} ({kind.better} is better), means over prompts")
-    for heading in ("stage", "final model", "without it", "effect (95 %)", "prompts", "trust"):
-        printed.add_column(heading, justify="left" if heading in ("stage", "trust") else "right")
-    for row, trust in zip(scored.means.itertuples(), scored.result.trust.values(), strict=True):
-        ends = f" ({row.low:+.3f} to {row.high:+.3f})" if np.isfinite(row.low) else ""
-        cells = [_shown(row.final), _shown(row.without), f"{row.effect:+.3f}{ends}"]
-        if not row.n:
-            cells = ["-", "-", "-"]
-        printed.add_row(row.stage, *cells, f"{row.n:,}", trust_word(trust))
-    print_table(printed)
-    means = [f"{boundary} {_shown(_mean(values))}" for boundary, values in scored.there.items()]
-    say(f"Mean {kind.name} at each boundary: {', '.join(means)}.")
 
 
 def _notes(models: Any) -> list[str]:
@@ -232,32 +203,6 @@ def _first(table: pd.DataFrame) -> pd.Series:
     return table[table["sample"] == 0].set_index("example_id")["answer"]
 
 
-def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
-
-
-def _shown(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else "-"
-
-
-def _json(models: Any, scored: list[_Scored]) -> dict[str, Any]:
-    found = []
-    for each in scored:
-        (kind,) = each.result.facts.behaviours
-        stages = [
-            {name: _number(value) for name, value in row.items()} | {"trust": trust_word(trust)}
-            for row, trust in zip(
-                each.means.to_dict("records"), each.result.trust.values(), strict=True
-            )
-        ]
-        facts: dict[str, Any] = {"behaviour": kind.name, "better": kind.better}
-        facts["settings"] = each.result.facts.settings
-        there = {name: _number(_mean(values)) for name, values in each.there.items()}
-        found.append({**facts, "boundaries": there, "stages": stages})
-    return {"models": list(models), "scores": found, "notes": _notes(models)}
-
-
-def _number(value: Any) -> Any:
-    """A value as JSON has it, which knows no NaN."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def _json(models: Any, scored: list[Scored]) -> dict[str, Any]:
+    scores = [in_json(each) for each in scored]
+    return {"models": list(models), "scores": scores, "notes": _notes(models)}

@@ -12,6 +12,7 @@ from stagelens.contracts import BASE, Answered, Behaviour, Scorer, is_fraction
 from stagelens.estimators.expected_error import judged_replay
 from stagelens.runs.run import Run
 from stagelens.runs.sets.clusters import CLUSTER, with_sources
+from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 from .answers import VERSION, Answers, How, prompts_of, references_of
 from .contrasts import mean_spread
@@ -59,7 +60,7 @@ def scored(run: Run, set_name: str, answers: Answers, how: How, scorer: Scorer) 
             trust = judged_replay(trust, pair[0][known], pair[1][known], effect, kind.name)
             there = None if trust.trust == "refused" else there
         trusts.append(trust)
-        blocks.append(_block(own, examples.name, stage, answers.estimator, kind, final, there))
+        blocks.append(stage_rows(own, examples.name, stage, answers.estimator, kind, final, there))
     facts = ResultFacts(
         kind="scores",
         run_digest=run.digest,
@@ -79,8 +80,35 @@ def scored(run: Run, set_name: str, answers: Answers, how: How, scorer: Scorer) 
 def _save_boundaries(
     run: Run, set_name: str, values: Mapping[str, pd.DataFrame], how: How, scorer: Scorer
 ) -> None:
-    """Store the scores of the models at boundaries, with the first answers, as far as there are."""
+    """Store the scores of the models at boundaries, as far as there are."""
     examples, kind = run.evaluation_set(set_name), scorer.behaviour
+    rows = boundary_rows(run, examples, kind, values)
+    if rows is None:
+        return
+    facts = ResultFacts(
+        kind="score-boundaries",
+        run_digest=run.digest,
+        set_name=examples.name,
+        set_digest=examples.digest,
+        estimator="",
+        settings=score_settings({}, how, scorer),
+        behaviours=[BehaviourFacts.of(kind)],
+    )
+    save_result(run, Result(facts, rows))
+
+
+def boundary_rows(
+    run: Run, examples: EvaluationSet, kind: Behaviour, values: Mapping[str, pd.DataFrame]
+) -> pd.DataFrame | None:
+    """A boundary table of scores, with the first answers; None where no boundary has any.
+
+    Args:
+        run: The run.
+        examples: The set that was scored.
+        kind: The score.
+        values: Per model (``final``, ``after:STAGE``) one row per example, in the set's order:
+            ``value`` and ``answer``.
+    """
     names = {name: f"after:{name}" for name in (BASE, *(s.name for s in run.stages[:-1]))}
     names[run.last.name] = "final"
     blocks = [
@@ -99,16 +127,7 @@ def _save_boundaries(
         for boundary, model in names.items()
         if model in values
     ]
-    facts = ResultFacts(
-        kind="score-boundaries",
-        run_digest=run.digest,
-        set_name=examples.name,
-        set_digest=examples.digest,
-        estimator="",
-        settings=score_settings({}, how, scorer),
-        behaviours=[BehaviourFacts.of(kind)],
-    )
-    save_result(run, Result(facts, pd.concat(blocks, ignore_index=True)))
+    return pd.concat(blocks, ignore_index=True) if blocks else None
 
 
 def mean_scores(run: Run, result: Result) -> pd.DataFrame:
@@ -176,7 +195,7 @@ def _scores(
     return found.assign(answer=first.reindex(found.index))
 
 
-def _block(
+def stage_rows(
     own: pd.DataFrame,
     set_name: str,
     stage: str,
@@ -185,7 +204,18 @@ def _block(
     final: pd.DataFrame,
     there: pd.DataFrame | None,
 ) -> pd.DataFrame:
-    """The rows of one stage, without numbers where it was refused."""
+    """An effect table's rows of one stage, without numbers where it was refused.
+
+    Args:
+        own: The set's table.
+        set_name: Its name.
+        stage: The stage.
+        estimator: How the model without it was obtained.
+        kind: The score.
+        final: One row per example, in the set's order, of the final model: ``value``, ``sd`` over
+            samples, and ``answer``.
+        there: The same of the model without the stage; None where it was refused.
+    """
     nothing = np.full(len(own), np.nan)
     value = final["value"].to_numpy()
     without = nothing if there is None else there["value"].to_numpy()

@@ -16,7 +16,8 @@ from .results import ResultFacts, stored_results
 ANSWERS, SCORER, GIVEN = "answers", "scorer", "given"
 """Settings of a table of scores beside the estimator's own: how answers were generated, what scored
 them, and where scores are from that were added."""
-_OWN = (ANSWERS, SCORER, GIVEN)
+OWN = (ANSWERS, SCORER, GIVEN)
+"""All of them: what is left of a table's settings is the estimator's."""
 _SAID = 60
 """Characters of the settings that tell scores of one scorer apart."""
 
@@ -84,13 +85,13 @@ def _rank(facts: ResultFacts) -> tuple[int, str]:
 
 def estimate_of(facts: ResultFacts) -> str:
     """How the models without a stage were obtained, as ``estimate_name`` writes it."""
-    own = {name: value for name, value in facts.settings.items() if name not in _OWN}
+    own = {name: value for name, value in facts.settings.items() if name not in OWN}
     return estimate_name(facts.estimator, own)
 
 
 def _key(facts: ResultFacts) -> str:
     """The same for all tables of one scorer on answers generated in one way."""
-    return digest({name: facts.settings.get(name) for name in _OWN})
+    return digest({name: facts.settings.get(name) for name in OWN})
 
 
 def _flat(facts: ResultFacts) -> dict[str, Any]:

@@ -36,7 +36,7 @@ _WHEN_USED = re.compile(r"\.safetensors$|^sets/[^/]+/(?!set\.json$)")
 _NEVER = re.compile(r"(^|/)\.|\.tmp$|^results/shards/")
 """Files that are still being written."""
 
-_ADDED = ("results/", "findings/", "slices/", "sets/")
+_ADDED = ("results/", "findings/", "slices/", "scores/", "sets/")
 """Results, and what people add; both go back to where the run is."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)/")

@@ -156,7 +156,7 @@ def _steps(run: Run, stage: Stage, full: bool, progress: ProgressCallback) -> Ch
 def _results(run: Run) -> Iterator[Checked]:
     """Stored tables and descriptions; what is damaged is computed again when it is asked for."""
     found: dict[bool | None, list[Path]] = {True: [], False: [], None: []}
-    for folder in ("results", "findings", "slices"):
+    for folder in ("results", "findings", "slices", "scores"):
         for path in sorted((run.path / folder).rglob("*")):
             if path.suffix == ".parquet":
                 found[_table_holds(path)].append(path)

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import stagelens
-from stagelens.analyses.removal.exporting import ORIGIN, export, exported
+from stagelens.analyses.removal.exporting import export
 from stagelens.cli import app
 from stagelens.contracts import BASE, Refused, StageLensError
 from stagelens.effects.answers import answer, prompts_of
+from stagelens.effects.exports import ORIGIN, exported
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
 from stagelens.measuring.generation import Generation

@@ -12,17 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from stagelens import __version__
 from stagelens.contracts import (
     BASE,
     Progress,
     ProgressCallback,
     Refused,
-    StageLensError,
     no_progress,
 )
+from stagelens.effects.exports import ORIGIN, ExportFacts
 from stagelens.effects.model_names import AFTER, FINAL, WITHOUT, model_name, parsed
 from stagelens.estimators.counterfactuals import check_final, counterfactuals
 from stagelens.estimators.registry import estimate_name, make_estimator
@@ -36,33 +33,7 @@ from stagelens.wording.trust_words import trust_explanation, trust_word
 
 from .checkpoints import write_checkpoint
 
-CARD, ORIGIN = "README.md", "stagelens_export.json"
-
-
-class ExportFacts(BaseModel):
-    """What an exported checkpoint says of itself, in :data:`ORIGIN`.
-
-    Attributes:
-        run: Name of the run.
-        run_digest: Of the recorded training.
-        model: ``final``, ``after:STAGE`` or ``without:STAGE``.
-        estimator: How a model without a stage was obtained; empty for recorded ones.
-        settings: Of the estimator.
-        trust: What is known of a model without a stage.
-        files: Name to sha256 of every file of weights.
-        version: Of StageLens.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    run: str
-    run_digest: str
-    model: str
-    estimator: str = ""
-    settings: dict[str, Any] = {}
-    trust: StageTrust | None = None
-    files: dict[str, str] = {}
-    version: str = __version__
+CARD = "README.md"
 
 
 def export(
@@ -137,21 +108,6 @@ def export(
 def folder_of(model: str) -> str:
     """What the folder of one of several exported models is called: ``without-sft``."""
     return model.replace(":", "-")
-
-
-def exported(folder: Path) -> ExportFacts | None:
-    """What a checkpoint says of itself; None where it was not exported from a run.
-
-    Raises:
-        StageLensError: Its description is damaged.
-    """
-    path = folder / ORIGIN
-    if not path.is_file():
-        return None
-    try:
-        return ExportFacts.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StageLensError(f"{path} is damaged ({error}); export the model again") from None
 
 
 def _recorded(run: Run, name: str) -> Weights:
