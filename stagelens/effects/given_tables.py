@@ -20,7 +20,7 @@ from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
-from .model_names import FINAL
+from .model_names import AFTER, FINAL, WITHOUT
 from .results import BehaviourFacts, Result, ResultFacts, save_result, stored_results
 from .scores import boundary_rows, stage_rows
 from .stored_scores import GIVEN, SCORER
@@ -113,7 +113,11 @@ def all_tables(run: Run, examples: EvaluationSet) -> dict[str, list[str]]:
     for scorer in scorers.values():
         if not any(one.get(SCORER) == scorer and GIVEN in one for one in stored):
             tables_of(run, examples, scorer)
-    return found
+    order = {name: number for number, name in enumerate((FINAL, AFTER, WITHOUT))}
+    return {
+        name: sorted(models, key=lambda one: (order[one.partition(":")[0]], one))
+        for name, models in sorted(found.items())
+    }
 
 
 def tables_of(run: Run, examples: EvaluationSet, scorer: Mapping[str, Any]) -> list[Result]:
