@@ -20,9 +20,15 @@ from stagelens.runs.run import Run, open_run
 from stagelens.runs.states import model_tensors
 from stagelens.tasks.image_classification import ImageClassification
 from stagelens.tasks.text_classification import TextClassification
-from tests.support.real_texts import CLASSES, Comments, text_scenario
+from tests.support.real_texts import (
+    CLASSES,
+    Comments,
+    TextScenario,
+    mixed_sources,
+    text_scenario,
+)
 
-_BATCH_SIZES = {"fashion": 64, "digits": 32, "text": 16}
+_BATCH_SIZES = {"fashion": 64, "digits": 32, "text": 16, "mixed": 16}
 DATA = Path(os.environ.get("STAGELENS_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
@@ -54,6 +60,7 @@ SCENARIOS = {
         Scenario("digits-adamw-2e-3", "digits", "AdamW", 2e-3, "hard", 192, (0.9, 0.99), 1e-3),
         Scenario("digits-sgd-0.05", "digits", "SGD", 0.05, "sgd", 192, weight_decay=0.0),
         Scenario("text-adamw-5e-5", "text", "AdamW", 5e-5, "text", 48, weight_decay=0.01),
+        Scenario("mixed-adamw-5e-5", "mixed", "AdamW", 5e-5, "text", 48, weight_decay=0.01),
     )
 }
 
@@ -160,6 +167,14 @@ def pretrained_encoder() -> Path | None:
 
 
 def _text(seed: int) -> Work:
+    return _text_work(seed, text_scenario(DATA, seed))
+
+
+def _mixed(seed: int) -> Work:
+    return _text_work(seed, mixed_sources(DATA, seed))
+
+
+def _text_work(seed: int, scenario: TextScenario) -> Work:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = pretrained_encoder()
@@ -177,7 +192,6 @@ def _text(seed: int) -> Work:
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     task = TextClassification.from_model(pretrained, tokenizer, max_length=48)
-    scenario = text_scenario(DATA, seed)
 
     def stage(name: str, comments: Comments) -> Stage:
         def batch(rows: Tensor) -> Any:
@@ -194,11 +208,16 @@ def _text(seed: int) -> Work:
     return Work(task, lambda: pretrained, stages, sets)
 
 
-_DATA: dict[str, Callable[[int], Work]] = {"fashion": _fashion, "digits": _digits, "text": _text}
+_DATA: dict[str, Callable[[int], Work]] = {
+    "fashion": _fashion,
+    "digits": _digits,
+    "text": _text,
+    "mixed": _mixed,
+}
 
 
 def _rates(scenario: Scenario, stage: int) -> Iterator[float]:
-    if scenario.data == "text":
+    if scenario.data in ("text", "mixed"):
         yield from (scenario.peak * (1 - step / scenario.steps) for step in range(scenario.steps))
         return
     peak = scenario.peak if stage == 0 else scenario.peak / 2

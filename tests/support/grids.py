@@ -9,20 +9,17 @@ from typing import Any
 import pytest
 
 
-def pairs(rows: Iterable[Any], columns: Iterable[Any], twice: bool = False) -> list[Any]:
+def pairs(rows: Iterable[Any], columns: Iterable[Any]) -> list[Any]:
     """Every pair as parameters of a test: a diagonal in `make test`, the rest in `make fuzz`.
 
     Args:
         rows: Values of the first parameter.
         columns: Of the second; the diagonal goes on at the first where it came to the last, so
             that every row and every column occurs.
-        twice: Keep two diagonals.
     """
     first, second = list(rows), list(columns)
     length = max(len(first), len(second))
     kept = {(n % len(first), n % len(second)) for n in range(length)}
-    if twice:
-        kept |= {(n % len(first), (n + 1) % len(second)) for n in range(length)}
     found = []
     for (i, one), (j, other) in product(enumerate(first), enumerate(second)):
         marks = [] if (i, j) in kept else [pytest.mark.extensive]

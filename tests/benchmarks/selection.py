@@ -1,0 +1,110 @@
+"""What a chosen half of a stage's examples is worth, by replay, and what it leaves out.
+
+One command prints a line per scenario and seed::
+
+    python tests/benchmarks/selection.py --cache DIR [--seeds 3 4 5] [--scenarios NAME ...]
+
+On ``fashion`` the stage is the one with 30 % of labels redrawn, the target clean images; on
+``mixed`` it holds comments of two sources, and the target is of one of them. One half of the
+target's examples makes the ranking, the other judges. Wrong labels are those that were redrawn to
+another class. What was replayed is kept in the run, so that the command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.analyses.selection.halves import halves
+from stagelens.analyses.selection.horizons import try_horizons, usual_horizons
+from stagelens.analyses.selection.proving import prove
+from stagelens.analyses.selection.tables import Proof, Ranking
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.training_rows import every_use
+from tests.benchmarks.scenarios import DATA, SCENARIOS, recorded
+
+STAGES = {"fashion": ("noisy-labels", {"group": "clean"}), "mixed": ("mixed", {})}
+NAMES = ("fashion-adamw-3e-4", "fashion-sgd-0.02", "mixed-adamw-5e-5")
+
+
+def wrong_labels(run: Run, stage: Stage, ranking: Ranking) -> np.ndarray:
+    """Per example of the ranking, whether its label is not that of its image."""
+    with np.load(DATA / "fashion_mnist" / "fashion_mnist_15k5k.npz") as file:
+        pairs = zip(file["x_train"], file["y_train"], strict=True)
+        true = {image.tobytes(): str(label) for image, label in pairs}
+    wrong: dict[str, bool] = {}
+    known = set(ranking.ids)
+    for uses in every_use(run, stage):
+        for use in uses:
+            if use.example_id in known and use.example is not None:
+                image = np.rint(np.asarray(use.example.input["image"], float).reshape(28, 28))
+                wrong[use.example_id] = true[image.astype(np.uint8).tobytes()] != use.label
+    return np.array([wrong[name] for name in ranking.ids])
+
+
+def _gain(proof: Proof, over: str, behaviour: str) -> str:
+    found = proof.gain(over, behaviour)  # type: ignore[arg-type]
+    error = found.sd / max(found.draws, 1) ** 0.5
+    return (
+        f"over {over} {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f}, "
+        f"{found.mean / error if error else float('nan'):.1f} standard errors)"
+    )
+
+
+def main() -> None:
+    """Print the figures of every scenario and seed that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[3, 4, 5])
+    parser.add_argument("--scenarios", nargs="*", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--draws", type=int, default=8)
+    parser.add_argument("--horizons", type=int, nargs="*")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.scenarios:
+        scenario = SCENARIOS[name]
+        stage_name, groups = STAGES[scenario.data]
+        for seed in options.seeds:
+            began = time.process_time()
+            run = recorded(scenario, seed, options.cache)
+            stage = run.stage(stage_name)
+            examples = run.evaluation_set("test")
+            asked, judges = halves(examples, Question(groups=groups))
+            horizons = options.horizons or usual_horizons(stage.steps)
+            tried = try_horizons(run, stage, "test", asked, 0.5, horizons)
+            best = tried[0].ranking
+            kept = best.kept(0.5)
+            proof = prove(run, stage, "test", judges, best, kept, options.draws)
+            curve = ", ".join(f"{t.ranking.facts.horizon}: {t.value:.4f}" for t in tried)
+            print(
+                f"{name} seed {seed}, {time.process_time() - began:.0f} s of processor time: "
+                f"horizon {best.facts.horizon} ({curve})",
+                flush=True,
+            )
+            if scenario.data == "fashion":
+                for one in tried:
+                    wrong = wrong_labels(run, stage, one.ranking)
+                    tenth = wrong[-(len(wrong) // 10) :].mean()
+                    out = wrong[len(kept) :].sum() / wrong.sum()
+                    print(
+                        f"  horizon {one.ranking.facts.horizon}: {out:.1%} of wrong labels are "
+                        f"dropped, {tenth:.1%} of the worst tenth are wrong "
+                        f"({wrong.mean():.1%} of all)"
+                    )
+            for behaviour in ("loss", "accuracy"):
+                said = "; ".join(
+                    _gain(proof, over, behaviour) for over in ("random", "worst", "all")
+                )
+                print(f"  {behaviour}: {said}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
