@@ -14,7 +14,7 @@ from tests.support.loss_cases import CASES, seeded, table_row
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "objectives.md"
 HEAD = (
     "| loss | replay | coarse replay | `unrolled-*` | contributions | without examples |\n"
-    "| --- | --- | --- | --- | --- |"
+    "| --- | --- | --- | --- | --- | --- |"
 )
 
 

@@ -93,7 +93,7 @@ def test_effects_of_some_are_stored_and_read_again(
     pd.testing.assert_frame_equal(again.table, found.table)
     examples = run.evaluation_set("test")
     assert load_without_data(run, examples, some.left_out("kept")) is None
-    assert some.ids in [facts.ids for facts in stored_without_data(run, examples)]
+    assert some.ids in [facts.ids for facts in stored_without_data(run, examples).values()]
 
 
 def test_the_model_itself_is_stored_for_other_sets(

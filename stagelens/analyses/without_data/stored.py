@@ -126,25 +126,26 @@ def load_without_data(
     settings: Mapping[str, Any] | None = None,
 ) -> WithoutData | None:
     """Stored effects; None where there are none that can be used. See :func:`without_data_path`."""
-    return _read(without_data_path(run, examples, rows, estimator, settings))
+    return read_without_data(without_data_path(run, examples, rows, estimator, settings))
 
 
-def _read(path: Path) -> WithoutData | None:
+def read_without_data(path: Path) -> WithoutData | None:
+    """Effects in a file; None where they cannot be used."""
     found = fact_tables.read(path, WithoutDataFacts, EFFECT_COLUMNS)
     return None if found is None else WithoutData(*found)
 
 
-def stored_without_data(run: Run, examples: EvaluationSet) -> list[WithoutDataFacts]:
-    """What is stored of a set, by this recording, the latest first."""
+def stored_without_data(run: Run, examples: EvaluationSet) -> dict[Path, WithoutDataFacts]:
+    """File to facts of what is stored of a set, by this recording, the latest first."""
     folder = run.files.inside(_FOLDER)
     files = sorted(folder.glob("*.parquet"), key=lambda file: -file.stat().st_mtime_ns)
-    every = (fact_tables.facts_of(file, WithoutDataFacts) for file in files)
-    return [
-        facts
-        for facts in every
+    every = ((file, fact_tables.facts_of(file, WithoutDataFacts)) for file in files)
+    return {
+        file: facts
+        for file, facts in every
         if facts is not None
         and (facts.run_digest, facts.set_digest) == (run.digest, examples.digest)
-    ]
+    }
 
 
 @dataclass(frozen=True)

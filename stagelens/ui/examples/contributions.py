@@ -260,18 +260,23 @@ def tiles(asked: Asked, steps: int, total: float) -> list[tuple[str, str, str]]:
 def first_order(found: Stored, asked: Asked) -> None:
     """The stage's effect, the sum of its steps' contributions, and the rest."""
     total = found.linearised(asked.stage)
+    show_tiles(tiles(asked, found.facts.steps[asked.stage], total))
+    if said := left_open(asked.stage, asked.effect, total):
+        st.warning(components.plain(said), icon=":material/warning:")
+    if found.facts.on_samples:
+        components.text_block(samples_sentence(found.facts.on_samples), muted=True)
+
+
+def show_tiles(named: Sequence[tuple[str, str, str]]) -> None:
+    """Numbers side by side, each with its name above and a note below."""
     cells = "".join(
         f"<div><div style='opacity:.75;font-size:.875rem'>{components.shown(name)}</div>"
         f"<div style='font-size:1.4rem;font-weight:600;white-space:nowrap'>"
         f"{components.shown(number)}</div>"
         f"<div style='opacity:.75;font-size:.8rem'>{components.shown(note)}</div></div>"
-        for name, number, note in tiles(asked, found.facts.steps[asked.stage], total)
+        for name, number, note in named
     )
     st.html(
         "<div style='display:grid;grid-template-columns:repeat(auto-fit,minmax(11em,1fr));"
         f"gap:.5em 1.5em;overflow-wrap:anywhere'>{cells}</div>"
     )
-    if said := left_open(asked.stage, asked.effect, total):
-        st.warning(components.plain(said), icon=":material/warning:")
-    if found.facts.on_samples:
-        components.text_block(samples_sentence(found.facts.on_samples), muted=True)

@@ -20,6 +20,7 @@ from stagelens.wording.signs import POSITIVE_IS, gain, gain_text
 
 from . import contributions
 from .contributions import Asked
+from .without_data import without_data_section
 
 _AT_FIRST = 8
 """Training examples shown on either side until more are asked for."""
@@ -72,6 +73,7 @@ def training_data_tab(
                 st.subheader(title, anchor=False)
                 _disagreeing(side.head(count), rows)
                 _cards(found, asked, side.head(count), color, whole)
+    without_data_section(workspace, asked, found, _differs(rows))
     _browse(rows, asked.stage)
 
 
