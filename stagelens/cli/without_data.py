@@ -223,7 +223,8 @@ def _print(found: WithoutData) -> None:
     for name in ("effect", "trust"):
         printed.add_column(name, justify="right" if name == "effect" else "left")
     behaviours: list[Behaviour] = list(found.behaviours.values())
-    if found.table["label"].notna().any():
+    # Numbers are neither right nor wrong: their column has another name.
+    if "label" in found.table and found.table["label"].notna().any():
         behaviours.append(ACCURACY)
     for behaviour in behaviours:
         effect = mean_effect(found, behaviour)

@@ -207,22 +207,26 @@ def _answers(workspace: Workspace, found: WithoutData, ids: frozenset[str]) -> s
     rows = table[(table["behaviour"] == table["behaviour"].iloc[0]) & table["example_id"].isin(ids)]
     changed = rows[rows["prediction"] != rows["prediction_without"]]
     if len(rows) == 1:
-        now, then = rows["prediction"].iloc[0], rows["prediction_without"].iloc[0]
-        label = rows["label"].iloc[0]
-        stays = (
-            f"The answer stays {now}."
-            if now == then
-            else f"The answer is {now}, and {then} without."
-        )
-        return stays + (f" The label is {label}." if isinstance(label, str) else "")
-    said = (
-        f"{len(changed):,} of {count_text(len(rows), workspace.noun)} would be answered otherwise"
-    )
-    if rows["label"].notna().any():
+        (row,) = rows.to_dict("records")
+        label = row.get("label")
+        now, then = _judged(row["prediction"], label), _judged(row["prediction_without"], label)
+        if now == then:
+            return f"The answer would stay {now}."
+        return f"The answer is {now}; without these examples it would be {then}."
+    counted = count_text(len(rows), workspace.noun)
+    said = f"{len(changed):,} of {counted} would be answered otherwise"
+    if "label" in rows and rows["label"].notna().any():
         right = int((changed["prediction_without"] == changed["label"]).sum())
         wrong = int((changed["prediction"] == changed["label"]).sum())
         said += f": {right:,} of them right without these examples, {wrong:,} right with them"
     return f"{said}."
+
+
+def _judged(answer: str, label: object) -> str:
+    """An answer, and whether it is right where there is a label."""
+    if not isinstance(label, str):
+        return answer
+    return f"{answer} ({'right' if answer == label else 'wrong'})"
 
 
 def _first_order_alone(asked: Asked, chosen: Chosen, estimate: float) -> None:
