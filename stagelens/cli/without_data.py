@@ -16,6 +16,7 @@ from stagelens.analyses.without_data.chosen import (
     by_ids,
     by_slice,
     columns_of,
+    listed,
     read_ids,
     save_slice,
 )
@@ -25,7 +26,7 @@ from stagelens.contracts import ACCURACY, Behaviour, ProgressCallback, StageLens
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.estimators.without_rows import ESTIMATORS
 from stagelens.runs.run import Run
-from stagelens.runs.training_rows import TrainingRows, training_rows
+from stagelens.runs.training_rows import TrainingRows
 from stagelens.trust.trust_columns import with_trust
 from stagelens.wording.numbers import count_text, signed_text
 from stagelens.wording.trust_words import trust_explanation, trust_word
@@ -104,7 +105,7 @@ def list_rows(
     check_table_file(out)
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
-        rows = training_rows(opened, opened.stage(stage), report)
+        rows = listed(opened, opened.stage(stage), report)
         chosen = None if where is None else by_filter(rows, where)
         if save is not None:
             save_slice(opened, save, chosen or by_ids(rows, rows.table["example_id"]))
@@ -114,13 +115,13 @@ def list_rows(
     if out is not None:
         write_table(out, table)
         return
-    listed = Table(title=f"{count_text(len(table), 'training example')} of {stage}")
+    printed = Table(title=f"{count_text(len(table), 'training example')} of {stage}")
     shown = [name for name in columns_of(rows) if name not in ("content", "position")]
     for name in shown:
-        listed.add_column(name)
+        printed.add_column(name)
     for row in table.head(_LISTED)[shown].itertuples(index=False):
-        listed.add_row(*("" if value != value or value is None else value for value in row))
-    print_table(listed)
+        printed.add_row(*("" if value != value or value is None else value for value in row))
+    print_table(printed)
     if len(table) > _LISTED:
         say(f"{_LISTED} of {len(table):,} are shown; --out writes all of them to a file")
 
@@ -179,7 +180,7 @@ def without_data(
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
-        rows = training_rows(opened, opened.stage(stage), _first(report))
+        rows = listed(opened, opened.stage(stage), _first(report))
         chosen = _chosen(opened, rows, where, ids, example, slice_name)
         from stagelens.analyses.without_data import computing
 

@@ -15,12 +15,15 @@ import torch
 import stagelens
 from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.analyses.training_data.tables import ColumnFacts, columns_path
 from stagelens.analyses.without_data import computing
 from stagelens.analyses.without_data.chosen import (
     Chosen,
     by_filter,
     by_ids,
     by_slice,
+    listed,
+    load_listed,
     read_ids,
     save_slice,
 )
@@ -35,6 +38,7 @@ from stagelens.analyses.without_data.sentences import (
 from stagelens.analyses.without_data.stored import load_without_data, stored_without_data
 from stagelens.contracts import ACCURACY, Refused, StageLensError
 from stagelens.effects.computing import attribute
+from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.training_rows import TrainingRows, training_rows
 from stagelens.wording.trust_words import trust_word
@@ -174,6 +178,23 @@ def test_examples_are_chosen_by_file_and_by_slice(
     save_slice(run, "odd ones", by_filter(rows, "label=c"))
     found = by_slice(run, run.stage("second"), rows, "odd ones")
     assert found.ids == by_filter(rows, "label=c").ids and found.words == "of slice odd ones"
+
+
+def test_columns_that_were_given_for_training_data_can_be_asked_for(tmp_path: Path) -> None:
+    run = _made(tmp_path)
+    stage = run.stage("second")
+    rows = training_rows(run, stage)
+    sources = [("forum", "book")[number % 2] for number in range(len(rows))]
+    given = rows.table[["example_id"]].assign(source=sources, label="never this one")
+    facts = ColumnFacts(run_digest=run.digest, stage="second", source="sft.jsonl", unmatched=0)
+    fact_tables.write(columns_path(run, "second"), given, facts)
+    known = listed(run, stage)
+    assert known.facts.columns == ("source",)
+    assert known.table["label"].tolist() == rows.table["label"].tolist()
+    some = by_filter(known, "source=forum & label=a")
+    assert 0 < len(some.ids) < len(by_filter(rows, "label=a").ids)
+    again = load_listed(run, stage)
+    assert again is not None and by_filter(again, "source=forum & label=a") == some
 
 
 def test_what_cannot_be_left_out_is_told(run: Run, rows: TrainingRows, tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Literal
 import pandas as pd
 from pydantic import ConfigDict, Field
 
-from stagelens.contracts import RunError, StageLensError
+from stagelens.analyses.training_data.tables import ColumnFacts, columns_path
+from stagelens.contracts import ProgressCallback, RunError, StageLensError, no_progress
 from stagelens.estimators.without_rows import LeftOutRows
+from stagelens.runs import fact_tables
 from stagelens.runs.files import check_changeable, read_json, write_json
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import Name, Versioned, check_name, digest
-from stagelens.runs.training_rows import TrainingRows
+from stagelens.runs.training_rows import TrainingRows, load_training_rows, training_rows
 from stagelens.runs.where import where
 
 Divisor = Literal["rest", "kept"]
@@ -53,6 +55,36 @@ class Chosen:
     def left_out(self, divisor: Divisor) -> LeftOutRows:
         """As what is left out."""
         return LeftOutRows(self.stage, self.ids, divisor)
+
+
+def listed(run: Run, stage: Stage, progress: ProgressCallback = no_progress) -> TrainingRows:
+    """A stage's training examples, with columns that were given for them beside their own.
+
+    Args:
+        run: The run.
+        stage: One of its stages.
+        progress: Called for every step that is read, where they were not listed before.
+    """
+    return _with_given(run, training_rows(run, stage, progress))
+
+
+def load_listed(run: Run, stage: Stage) -> TrainingRows | None:
+    """The same from disk, without torch; None where they were not listed."""
+    rows = load_training_rows(run, stage)
+    return None if rows is None else _with_given(run, rows)
+
+
+def _with_given(run: Run, rows: TrainingRows) -> TrainingRows:
+    """With what ``stagelens training-data --columns FILE`` has joined to them."""
+    path = columns_path(run, rows.facts.stage)
+    found = fact_tables.read(path, ColumnFacts, ("example_id",))
+    if found is None:
+        return rows
+    given = found[1].set_index("example_id")
+    given = given[[name for name in given if name not in rows.table]]
+    table = rows.table.join(given, on="example_id")
+    columns = (*rows.facts.columns, *given)
+    return TrainingRows(rows.facts.model_copy(update={"columns": columns}), table)
 
 
 def columns_of(rows: TrainingRows) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ def training_data_tab(
             ),
             icon=":material/info:",
         )
+        without_data_section(workspace, asked, found, pd.Series(dtype=bool))
         return
     contributions.first_order(found, asked)
     rows = found.part("example", asked.stage)

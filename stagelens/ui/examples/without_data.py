@@ -15,6 +15,7 @@ from stagelens.analyses.without_data.chosen import (
     Divisor,
     by_filter,
     columns_of,
+    load_listed,
 )
 from stagelens.analyses.without_data.sentences import (
     first_order,
@@ -31,7 +32,7 @@ from stagelens.analyses.without_data.stored import (
 )
 from stagelens.contracts import StageLensError
 from stagelens.estimators.durations import STARTING, paces
-from stagelens.runs.training_rows import TrainingRows, load_training_rows, training_rows_path
+from stagelens.runs.training_rows import TrainingRows, training_rows_path
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.pinning import About
@@ -84,7 +85,11 @@ def without_data_section(
     if option is None:
         return
     answer = None if chosen is None else _stored(workspace, chosen, own)
-    estimate = None if chosen is None else first_order(found, chosen)[0]
+    estimate = None
+    if chosen is not None and found.facts.kind is not None:
+        total, known = first_order(found, chosen)
+        # Of some of them alone it would say something else.
+        estimate = total if known == len(chosen.ids) else None
     if answer is not None:
         _shown(workspace, asked, answer, estimate)
     else:
@@ -99,8 +104,8 @@ def _choose(
 ) -> tuple[Chosen | None, tuple[str, ...] | None]:
     """The examples, as far as they are known here, and how the command line names them."""
     kinds = [HURT, HELPED, *([DIFFERS] if differs.any() else []), FILTER]
-    if found.facts.kind is None:
-        kinds = [FILTER]  # each use counts by itself there, and has no id
+    if found.facts.kind is None or asked.stage in found.facts.steps_only:
+        kinds = [FILTER]  # examples have no contributions, or each use counts by itself
     first = HURT if gain(asked.effect, asked.behaviour) < 0 else HELPED
     kind = st.selectbox(
         "Leave out",
@@ -161,15 +166,19 @@ def _by_filter(workspace: Workspace, asked: Asked) -> tuple[Chosen | None, tuple
 
 
 def _rows(workspace: Workspace, stage: str) -> TrainingRows | None:
-    path = training_rows_path(workspace.run, workspace.run.stage(stage))
-    return (
-        _read_rows(str(path), path.stat().st_mtime_ns, workspace, stage) if path.exists() else None
-    )
+    run = workspace.run
+    path, given = training_rows_path(run, run.stage(stage)), columns_path(run, stage)
+    if not path.exists():
+        return None
+    stamps = [file.stat().st_mtime_ns for file in (path, given) if file.exists()]
+    return _read_rows(str(path), tuple(stamps), workspace, stage)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _read_rows(path: str, stamp: int, _workspace: Workspace, _stage: str) -> TrainingRows | None:
-    return load_training_rows(_workspace.run, _workspace.run.stage(_stage))
+def _read_rows(
+    path: str, stamps: tuple[int, ...], _workspace: Workspace, _stage: str
+) -> TrainingRows | None:
+    return load_listed(_workspace.run, _workspace.run.stage(_stage))
 
 
 def _stored(workspace: Workspace, chosen: Chosen, divisor: Divisor) -> WithoutData | None:
