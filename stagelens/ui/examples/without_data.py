@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from stagelens.analyses.contributions.contribution_table import Stored
+from stagelens.analyses.training_data.tables import columns_path
 from stagelens.analyses.without_data.chosen import (
     DIVISORS,
     DRAWN,
