@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from stagelens.contracts import Example, RunError
 
@@ -93,31 +92,10 @@ class DataRows:
                 raise NotTheSame("making it draws random numbers")
         return found
 
-    def columns(self, rows: Sequence[int], inputs: Sequence[str]) -> pd.DataFrame:
-        """What rows say of themselves besides what a model is given: their scalar columns.
-
-        Args:
-            rows: Numbers, N of them.
-            inputs: Names that are left out: what the task's inputs are called.
-
-        Returns:
-            N rows. A column in which a value is no number, truth value or short text is left out.
-        """
-        found: list[Mapping[str, Any]] = []
+    def row(self, number: int) -> Any:
+        """A row as the data set has it."""
         with _own_draws():
-            for row in rows:
-                taken = self._rows[row]
-                if isinstance(taken, Example):
-                    taken = taken.columns
-                found.append(taken if isinstance(taken, Mapping) else {})
-        names = dict.fromkeys(name for row in found for name in row if isinstance(name, str))
-        kept = {
-            name: values
-            for name in names
-            if name not in inputs
-            and all(map(_says_something, values := [row.get(name) for row in found]))
-        }
-        return pd.DataFrame(kept, index=range(len(rows)))
+            return self._rows[number]
 
     def _taken(self, rows: Sequence[int]) -> Any:
         # As a DataLoader takes them, which asks for all at once where that is offered.
@@ -146,15 +124,6 @@ class DataRows:
         except NotTheSame:
             return ""
         return hasher.hexdigest()
-
-
-_LONGEST = 200
-"""Of a text that still is a remark on a row, in characters; longer ones are what it holds."""
-
-
-def _says_something(value: Any) -> bool:
-    plain = value is None or isinstance(value, bool | int | float | np.bool_ | np.number)
-    return plain or (isinstance(value, str) and len(value) <= _LONGEST)
 
 
 class StageRows:
@@ -191,12 +160,11 @@ class StageRows:
             )
         return DataRows(self._given, self._collate)
 
-    def columns(self, rows: Sequence[int | None], inputs: Sequence[str]) -> pd.DataFrame:
-        """See :meth:`DataRows.columns`; without columns where any row is not known."""
-        known = [row for row in rows if row is not None]
-        if self._given is None or isinstance(self._given, GivenElsewhere) or len(known) < len(rows):
-            return pd.DataFrame(index=range(len(rows)))
-        return self._rows.columns(known, inputs)
+    @property
+    def data(self) -> DataRows | None:
+        """The data set; None where it is not at hand."""
+        lacking = self._given is None or isinstance(self._given, GivenElsewhere)
+        return None if lacking else self._rows
 
     def tensors(
         self, step: int, pass_: int, kept: Mapping[str, Tensor], description: Any

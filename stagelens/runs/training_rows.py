@@ -26,6 +26,7 @@ from stagelens.contracts import Example, ProgressCallback, RunError, no_progress
 
 from . import fact_tables
 from .example_content import content_digest
+from .row_columns import row_columns
 from .run import Run, Stage
 from .schema import digest
 from .step_records import MicroBatch
@@ -38,7 +39,7 @@ COLUMNS = ("example_id", "label", "content", "step", "position", "uses", "steps"
 
 ``content`` identifies the input, whatever the label; ``step`` and ``position`` are those of its
 first use; ``steps`` and ``positions`` are lists, one entry per use. The columns of a recorded data
-set follow (see :meth:`DataRows.columns`), those of the row that it was first made of.
+set follow (see :func:`.row_columns.row_columns`), those of the row that it was first made of.
 """
 
 
@@ -244,7 +245,7 @@ def training_rows(run: Run, stage: Stage, progress: ProgressCallback = no_progre
         },
         columns=list(COLUMNS),
     )
-    more = stage.rows.columns([use.row for use in first], run.task.input_fields)
+    more = row_columns(stage.rows, [use.row for use in first], run.task.input_fields)
     more = more[[name for name in more if name not in COLUMNS]]
     facts = TrainingRowsFacts(
         run_digest=run.digest,

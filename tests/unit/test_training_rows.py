@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import stagelens
 from stagelens.contracts import Example, RunError, Task
+from stagelens.runs.data_rows import StageRows
+from stagelens.runs.row_columns import row_columns
 from stagelens.runs.training_rows import (
     TrainingRows,
     every_use,
@@ -182,8 +184,7 @@ def test_an_unknown_id_and_missing_batches_are_told(rows: TrainingRows, tmp_path
 
 
 def test_an_example_of_a_data_set_gives_its_own_columns() -> None:
-    from stagelens.runs.data_rows import DataRows
-
     own = [Example(str(n), {"image": n}, "a", {"source": SOURCES[n]}) for n in range(3)]
-    found = DataRows(own, list).columns([2, 0], ("image",))
+    found = row_columns(StageRows("sft", None, own), [2, 0], ("image",))
     assert found.to_dict("list") == {"source": ["book", "forum"]}
+    assert row_columns(StageRows("sft", None, own), [2, None], ("image",)).columns.empty
