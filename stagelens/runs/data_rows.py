@@ -336,20 +336,6 @@ def structure(description: Any) -> Any:
     return description
 
 
-def check_datasets(run: str, given: Mapping[str, Any], stages: Sequence[str]) -> None:
-    """Refuse data sets that are given for a stage which does not exist.
-
-    Raises:
-        RunError: One is; lists the stages.
-    """
-    for name in given:
-        if name not in stages:
-            listed = ", ".join(map(repr, stages)) or "none"
-            raise RunError(
-                f"run {run!r} has no stage {name!r} to give a data set for; it has {listed}"
-            )
-
-
 def _saved(folder: str | Path) -> Any:
     try:
         from datasets import load_from_disk

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from pydantic import BaseModel, Field
+
+from stagelens.contracts import RunError
 
 from .boundary_facts import STRICT
 
@@ -51,3 +56,17 @@ def _how_to_give(stage: str) -> str:
         f"give it, or its DataLoader: open_run(path, datasets={{{stage!r}: dataset}}) or "
         f"--dataset {stage}=package.module:name (or, of a saved one, --dataset {stage}=FOLDER)"
     )
+
+
+def check_datasets(run: str, given: Mapping[str, Any], stages: Sequence[str]) -> None:
+    """Refuse data sets that are given for a stage which does not exist.
+
+    Raises:
+        RunError: One is; lists the stages.
+    """
+    for name in given:
+        if name not in stages:
+            listed = ", ".join(map(repr, stages)) or "none"
+            raise RunError(
+                f"run {run!r} has no stage {name!r} to give a data set for; it has {listed}"
+            )

@@ -10,13 +10,14 @@ from typing import Any
 from stagelens.contracts import BASE, Objective, RunError, Task
 
 from .checked_files import CheckedFiles
-from .data_rows import StageRows, check_datasets
+from .data_rows import StageRows
 from .files import read_json
 from .given import GivenCode
 from .identity import stage_identity
 from .lineage import Lineage
 from .objectives import check_given
 from .remote import copy_of, is_remote
+from .row_facts import check_datasets
 from .schema import RunFile, StageFile, StageRef, digest
 from .sets.evaluation_set import EvaluationSet
 from .sets.seen import check_seen
