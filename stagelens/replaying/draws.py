@@ -41,18 +41,23 @@ from .replay import StageReplay, check_replayable, cross_boundary, same_arithmet
 from .training_loss import Passed
 
 
-def check_drawable(run: Run) -> None:
+def check_drawable(run: Run, first: int = 0) -> None:
     """Refuse before any work where a run's recipe cannot be drawn again.
+
+    Args:
+        run: The run.
+        first: Place of the first stage that is drawn.
 
     Raises:
         Refused: Names the stage, and what is in the way.
     """
-    for stage in run.stages:
+    drawn = run.stages[first:]
+    for stage in drawn:
         # Without the advice to use another estimator, because a draw has none.
         if stage.facts.origin == "assembled" or not stage.replayable:
             raise Refused(stage.no_replay)
-    check_replayable(run.stages)
-    for stage in run.stages:
+    check_replayable(drawn)
+    for stage in drawn:
         if stage.index:
             check_crossable(stage.name, stage.facts.boundary)
         objective = stage.facts.objective
@@ -224,6 +229,32 @@ def drawn_with(
     state = train(order_of(given, stage), Passes(given, stage), passed)
     passed.leave(stage, state.model)
     return course.later(stage, state, passed).model
+
+
+def drawn_final(
+    run: Run, number: int, first: int = 0, progress: ProgressCallback = no_progress
+) -> Weights:
+    """Train one draw with all stages, on the same data.
+
+    Args:
+        run: The run; see :func:`check_drawable`.
+        number: Of the draw.
+        first: Place of the first stage that is drawn; those before it are as recorded.
+        progress: Called for every step.
+
+    Returns:
+        The final model's weights; those of ``drawn_models`` where all stages are drawn.
+    """
+    check_drawable(run, first)
+    draw, work = Draw(number, given_earlier=first > 0), run.stages[first:]
+    course = _Course(run, draw, {}, Progress(progress), work)
+    passed = Passed(run.stages)
+    if first:
+        before = run.stages[first - 1]
+        return course.later(before, before.end(), passed).model
+    begin = _base(run, draw)
+    end = course.run(run.stages[0], begin, passed)
+    return course.later(run.stages[0], end, passed).model
 
 
 def drawn_coalitions(

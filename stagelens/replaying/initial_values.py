@@ -107,6 +107,11 @@ def drawn_base(task: Task, stage: Stage, seed: int) -> Weights | None:
     return fresh if compared >= _FEWEST else None
 
 
+def too_few_to_tell(stage: Stage) -> bool:
+    """Whether a first stage began with too few values to tell a new model from a trained one."""
+    return sum(each.numel() for each in stage.start().model.values()) < _FEWEST
+
+
 def _of_adapters(stage: Stage, recorded: Weights) -> tuple[set[str], set[str]]:
     """Parameters of adapters that are not drawn one by one.
 

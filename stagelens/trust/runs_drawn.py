@@ -53,7 +53,7 @@ def runs_as_draws(
     every, seen = [run, *others], set[str]()
     sets = []
     for each in every:
-        sets.append(_set_of(each, run, examples))
+        sets.append(set_of_repeat(each, run, examples))
         if each.digest in seen:
             raise RunError(
                 f"{each.path} is the same recording as another of the runs; give it once"
@@ -125,7 +125,7 @@ def _less_known(one: StageTrust | None, other: StageTrust) -> StageTrust:
     return other if one is None or error(other) > error(one) else one
 
 
-def _set_of(other: Run, run: Run, examples: EvaluationSet) -> str:
+def set_of_repeat(other: Run, run: Run, examples: EvaluationSet) -> str:
     """The set of another run that has the content of this one.
 
     Raises:

@@ -1,0 +1,244 @@
+"""The regression gate on tiny runs: a slice that one stage spoiled, and all that is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stagelens.analyses.gate.blame import StageDrop, blamed
+from stagelens.analyses.gate.finals import recorded, redrawn, shared_stages
+from stagelens.analyses.gate.gate import Asked, gate
+from stagelens.analyses.gate.report import GateReport, SliceFinding
+from stagelens.analyses.gate.slices import GateSlice
+from stagelens.analyses.slices.saved import save_slice
+from stagelens.contracts import ACCURACY, StageLensError
+from stagelens.effects.computing import boundaries
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.run import Run, open_run
+from tests.support.branching import record_branching
+from tests.support.gated import record
+from tests.support.loops import refused
+from tests.unit.conftest import Command
+
+OLD, NEW = "old", "new"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``old``, another seed of it, and ``new``, whose stage adapt spoils slice a."""
+    path = tmp_path_factory.mktemp("gate")
+    record(path / OLD, 1)
+    record(path / "again", 2)
+    record(path / NEW, 3, spoiled=True)
+    return path
+
+
+@pytest.fixture
+def runs(folder: Path) -> dict[str, Run]:
+    return {name: open_run(folder / name) for name in (OLD, "again", NEW)}
+
+
+def judge(old: Run, new: Run, **asked: object) -> GateReport:
+    given = {"slices": ["group"], "draws": 3, **asked}
+    return gate((OLD, old), (NEW, new), Asked(**given))  # type: ignore[arg-type]
+
+
+def by_group(found: GateReport) -> dict[str | None, SliceFinding]:
+    return {each.group: each for each in found.slices}
+
+
+@pytest.mark.slow
+def test_the_spoiled_slice_is_found_and_laid_to_its_stage(runs: dict[str, Run]) -> None:
+    found = judge(runs[OLD], runs[NEW])
+    slices = by_group(found)
+    assert found.verdict == "regressed" and found.exit_status == 3
+    assert {name: each.verdict == "regressed" for name, each in slices.items()} == {
+        "a": True,
+        "b": False,
+        "c": False,
+    }
+    spoiled = slices["a"]
+    assert spoiled.drop == pytest.approx(0.1, abs=0.02)
+    assert spoiled.low is not None and 0.02 < spoiled.low < 0.1
+    assert found.comparisons == 3
+    assert (found.old.trainings, found.old.source) == (4, "redraws")
+    stages = {each.stage: each for each in found.stages}
+    assert [name for name, each in stages.items() if each.did_it] == ["adapt"]
+    assert stages["adapt"].how == "exchange" and stages["adapt"].trust == "exact"
+    assert stages["adapt"].drop == pytest.approx(0.1, abs=0.03)
+    assert "what the first stage began from" in stages["learn"].reason
+    assert any("stage adapt of the new recipe did it" in note for note in found.notes)
+
+
+@pytest.mark.slow
+def test_another_seed_of_the_recipe_is_no_regression(runs: dict[str, Run]) -> None:
+    found = judge(runs[OLD], runs["again"], behaviours=["accuracy", "margin"], max_drop={"": 0})
+    assert found.verdict == "could not tell" and found.exit_status == 4
+    assert not found.stages and len(found.slices) == 6
+    assert all(each.p_adjusted == 1 or each.p_adjusted > 0.01 for each in found.slices)
+
+
+def test_recorded_repeats_stand_in_for_redraws(runs: dict[str, Run]) -> None:
+    found = gate(
+        (OLD, runs[OLD]),
+        (NEW, runs[NEW]),
+        Asked(slices=["group=a"], draws=0, stages=False),
+        old_repeats=[runs["again"]],
+    )
+    assert (found.old.trainings, found.old.source) == (2, "recorded runs")
+    assert (found.new.trainings, found.new.source) == (1, "recorded")
+    (one,) = found.slices
+    means = [recorded(runs[n], runs[n].evaluation_set("test")) for n in (OLD, "again", NEW)]
+    a, b, c = (each.values["accuracy"][:200].mean() for each in means)
+    assert one.drop == pytest.approx((a + b) / 2 - c)
+    # Of one other training: the other's mean square times 1/2 + 1.
+    assert one.training_sd == pytest.approx(np.sqrt(1.5 * (a - b) ** 2 / 2))
+    with refused("the same recording", by=StageLensError):
+        gate((OLD, runs[OLD]), (NEW, runs[NEW]), Asked(), old_repeats=[runs[OLD]])
+    with refused("no run of this recipe", by=StageLensError):
+        gate((OLD, runs[OLD]), (NEW, runs[NEW]), Asked(), old_repeats=[odd(runs)])
+
+
+def odd(runs: dict[str, Run]) -> Run:
+    """A run of other stages."""
+    path = runs[OLD].path.parent / "odd"
+    if not path.exists():
+        record_branching(path, soup=False)
+    return open_run(path, leaf="rl")
+
+
+def test_without_training_noise_it_cannot_be_told_but_the_two_models_can(
+    runs: dict[str, Run],
+) -> None:
+    found = judge(runs[OLD], runs[NEW], draws=0)
+    assert found.verdict == "could not tell"
+    assert all("--estimand models" in each.reason for each in found.slices)
+    assert by_group(found)["a"].drop == pytest.approx(0.1, abs=0.02)
+    models = judge(runs[OLD], runs[NEW], draws=0, estimand="models", stages=False)
+    assert by_group(models)["a"].verdict == "regressed"
+    assert models.slices[0].training_sd is None and models.old.trainings == 1
+
+
+def test_the_same_model_is_fine(runs: dict[str, Run]) -> None:
+    found = judge(runs[OLD], runs[OLD])
+    assert found.verdict == "fine" and found.exit_status == 0
+    assert {(each.drop, each.low, each.high) for each in found.slices} == {(0.0, 0.0, 0.0)}
+
+
+def test_redraws_are_stored_and_are_no_matter_of_what_was_measured_before(
+    runs: dict[str, Run], tmp_path: Path
+) -> None:
+    path = shutil.copytree(runs[OLD].path, tmp_path / "copy")
+    shutil.rmtree(path / "results", ignore_errors=True)
+    run = open_run(path)
+    examples = run.evaluation_set("test")
+    first = [each.values["margin"] for each in redrawn(run, examples, 2)]
+    assert not np.array_equal(first[0], first[1])
+    again = [each.values["margin"] for each in redrawn(open_run(path), examples, 2)]
+    np.testing.assert_array_equal(first, again)
+    alone = recorded(run, examples)
+    boundaries(run, "test")
+    stored = recorded(run, examples)
+    assert list(alone.kinds) == list(stored.kinds) and next(iter(stored.kinds)) == "accuracy"
+    for name in alone.kinds:
+        np.testing.assert_array_equal(alone.values[name], stored.values[name])
+
+
+def test_two_leaves_share_what_is_not_drawn_again(tmp_path: Path) -> None:
+    path = record_branching(tmp_path / "run", soup=False).path
+    dpo, rl = (open_run(path, leaf=name) for name in ("dpo", "rl"))
+    assert shared_stages(dpo, rl) == 1 and shared_stages(rl, rl) == 2
+    found = judge(dpo, rl, slices=["all", "group"])
+    assert [each.group for each in found.slices] == [None, "even", "odd"]
+    assert (found.old.leaf, found.new.leaf) == ("dpo", "rl")
+    assert found.old.trainings == 4
+
+
+def test_slices_that_are_not_there_or_that_answers_chose_are_refused(
+    runs: dict[str, Run], tmp_path: Path
+) -> None:
+    path = shutil.copytree(runs[NEW].path, tmp_path / "copy")
+    run = open_run(path)
+    examples = run.evaluation_set("test")
+    ids = examples.table([])["example_id"].tolist()
+    save_slice(run, examples, "mine", ids[:50], {"group": "a"})
+    save_slice(run, examples, "wrong ones", ids[:50], {"answers": "right"}, "replay", "margin")
+    found = judge(runs[OLD], run, slices=["mine"], stages=False)
+    assert [(each.by, each.group, each.examples) for each in found.slices] == [
+        ("slice", "mine", 50)
+    ]
+    with refused("chosen by what a model answers", by=StageLensError):
+        judge(runs[OLD], run, slices=["wrong ones"])
+    with refused("no column or saved slice 'colour'", "group", by=StageLensError):
+        judge(runs[OLD], run, slices=["colour"])
+    with refused("no example of set 'test' has group 'd'", by=StageLensError):
+        judge(runs[OLD], run, slices=["group=d"])
+
+
+def test_a_number_that_is_no_share_says_how_much_it_may_drop(runs: dict[str, Run]) -> None:
+    with refused("--max-drop margin=0.1", by=StageLensError):
+        judge(runs[OLD], runs[NEW], behaviours=["margin"])
+    with refused("no behaviour 'kindness'", "margin", by=StageLensError):
+        judge(runs[OLD], runs[NEW], behaviours=["kindness"])
+    with refused("has no scores 'score:exact'", "stagelens answer", by=StageLensError):
+        judge(runs[OLD], runs[NEW], behaviours=["score:exact"])
+    found = judge(runs[OLD], runs[NEW], behaviours=["loss"], max_drop={"loss": 0.1}, stages=False)
+    assert by_group(found)["a"].verdict == "regressed"  # lower is better, a drop is a rise
+
+
+@pytest.mark.slow
+def test_the_command_says_it_in_words_in_json_and_by_its_status(
+    command: Command, folder: Path
+) -> None:
+    words = ("gate", folder / OLD, folder / NEW, "--set", "test", "--slice", "group", "--draws", 3)
+    told = command(*words)
+    assert told.status == 3
+    assert "REGRESSED: of 3 slices" in told.out and "stage adapt of the new recipe" in told.out
+    found = json.loads(command(*words, "--json").out)
+    assert (found["format"], found["version"]) == ("stagelens gate", 1)
+    assert GateReport.model_validate(found).exit_status == 3
+    assert command(*words[:2], "--leaf", "polish").status == 2
+    assert command(*words, "--estimand", "truth").status == 2
+    assert command(*words, "--max-drop", "much").status == 2
+    missing = command(*words[:3], "--set", "other")
+    assert missing.status == 1 and "no evaluation set 'other'" in missing.err
+
+
+def stage(name: str, drops: np.ndarray, expected_error: float | None = 0.0) -> StageDrop:
+    trust = StageTrust(
+        stage=name,
+        estimator="replay",
+        trust="exact" if expected_error == 0 else "estimated",
+        reason="",
+        expected_error=expected_error,
+    )
+    return StageDrop(name, "exchange", {"accuracy": drops}, trust, "")
+
+
+def test_a_stage_is_named_only_where_it_stands_out() -> None:
+    every = GateSlice(None, None, np.ones(200, bool))
+    lost = (np.arange(200) < 30).astype(float)
+    other = (np.arange(200) >= 170).astype(float)
+
+    def named(*drops: StageDrop) -> list[str]:
+        return [b.found.stage for b in blamed(drops, ACCURACY, every, None) if b.did_it]
+
+    assert named(stage("one", lost), stage("two", 0 * lost)) == ["one"]
+    assert named(stage("one", lost), stage("two", other)) == ["one", "two"]
+    assert named(stage("one", -lost), stage("two", 0 * lost)) == []
+    assert named(stage("one", lost, None), stage("two", 0 * lost)) == []
+    few = (np.arange(200) < 3).astype(float)
+    assert named(stage("one", few), stage("two", 0 * lost)) == []
+
+
+def test_the_documented_fields_are_those_of_the_report() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "gate.md").read_text()
+    documented = text[text.index("## The JSON") :]
+    schema = GateReport.model_json_schema()
+    every = [schema, *(schema["$defs"][name] for name in ("Side", "SliceFinding", "StageFinding"))]
+    names = {name for one in every for name in one["properties"]}
+    assert [name for name in sorted(names) if f"`{name}`" not in documented] == []
