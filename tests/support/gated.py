@@ -86,14 +86,18 @@ def record(
     return stagelens.open_run(path)
 
 
+def evaluation(spread: float) -> tuple[Tensor, Tensor]:
+    """Images and labels of the set, 200 of every slice; of ``a`` every tenth is marked."""
+    place = torch.arange(EACH * len(GROUPS))
+    return draw(len(place), 7, (place < EACH) & (place % 10 == 0), spread)
+
+
 def add_set(recorder: stagelens.Recorder, spread: float) -> None:
-    """The set ``test``: 200 of every slice; of ``a`` every tenth is marked."""
-    groups = np.repeat(GROUPS, EACH)
-    marked = torch.from_numpy((groups == "a") & (np.arange(len(groups)) % 10 == 0))
-    images, labels = draw(len(groups), 7, marked, spread)
+    """The set ``test``."""
+    images, labels = evaluation(spread)
     recorder.add_set(
         "test",
         images=images[:, 0].numpy(),
         labels=[CLASSES[each] for each in labels],
-        columns={"group": groups.tolist()},
+        columns={"group": np.repeat(GROUPS, EACH).tolist()},
     )

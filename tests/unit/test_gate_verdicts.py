@@ -78,6 +78,15 @@ def test_a_recipe_that_was_trained_once_is_taken_to_differ_as_the_other_does() -
     assert training_noise(values[:1], values[:1]) is None
 
 
+def test_what_redraws_have_in_common_does_not_average_out() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 40))
+    apart, alike = training_noise(values, values), training_noise(values, values, None, (1, 1))
+    assert apart is not None and alike is not None
+    assert alike.mean_square == pytest.approx(5 * apart.mean_square)
+    assert alike.within == pytest.approx(5 * apart.within)
+    assert alike.freedom == apart.freedom
+
+
 def test_what_single_sources_do_is_counted_by_sources() -> None:
     random = np.random.default_rng(1)
     clusters = np.repeat(np.arange(50), 4)
@@ -114,9 +123,11 @@ def answers(
         random: Of everything.
         hard: (200,) how probably each question is answered wrong.
         lost: To how many of the others all give a wrong answer.
-        shift: Standard deviation of what a training shifts that by, for all questions at once.
+        shift: Standard deviation of what a training shifts that by for all questions at once; of
+            its variance one half is common to a recording and its redraws.
     """
-    wrong = np.where(np.arange(200) < lost, 1.0, hard) + random.normal(0, shift, (9, 1))
+    common, own = random.normal(0, shift / 2**0.5, 1), random.normal(0, shift / 2**0.5, (9, 1))
+    wrong = np.where(np.arange(200) < lost, 1.0, hard) + common + own
     return (random.random((9, 200)) >= wrong).astype(float)
 
 
@@ -131,7 +142,7 @@ def adjusted(
         old = answers(random, hard, 0, shift)
         new = answers(random, hard, 0 if number else lost, shift)
         over = mean_spread(old.mean(axis=0) - new.mean(axis=0), None, True)
-        values.append(Drop(over, training_noise(old, new)).above(ALLOWED))
+        values.append(Drop(over, training_noise(old, new, None, (1, 1))).above(ALLOWED))
     return holm(values)
 
 

@@ -114,7 +114,8 @@ def _drop(
     )
     if estimand == "models":
         return Drop(over), known, ""
-    noise = training_noise(old, new, own)
+    counts = [1 if s.source == "redraws" else len(s.values[kind.name]) for s in sides]
+    noise = training_noise(old, new, own, (counts[0], counts[1]))
     if noise is None:
         return None, known, _NO_NOISE
     return Drop(over, noise), known, ""

@@ -57,7 +57,10 @@ class TrainingNoise:
 
 
 def training_noise(
-    old: np.ndarray, new: np.ndarray, clusters: np.ndarray | None = None
+    old: np.ndarray,
+    new: np.ndarray,
+    clusters: np.ndarray | None = None,
+    independent: tuple[int, int] | None = None,
 ) -> TrainingNoise | None:
     """What trainings add to the difference of two recipes, each the mean over its trainings.
 
@@ -68,17 +71,21 @@ def training_noise(
         old: (K, n) values of n examples after each training.
         new: (L, n) the same of the new recipe.
         clusters: (n,) as ``contrasts.mean_spread`` takes them.
+        independent: Over how many independent trainings either mean averages the noise out: None
+            for K and L. Redraws have a recording's batches in common, which other seeds would make
+            of other examples: what these do to a model is in every redraw, and counts as 1.
 
     Returns:
         None where neither was trained several times.
     """
-    found = [(_between(each, clusters), len(each)) for each in (old, new)]
+    counts = independent or (len(old), len(new))
+    found = [(_between(each, clusters), n) for each, n in zip((old, new), counts, strict=True)]
     known = [(each, count) for each, count in found if each is not None]
     if not known:
         return None
     if len(known) == 1:
         (((square, within, freedom), _),) = known
-        share = sum(1 / count for _, count in found)
+        share = sum(1 / count for count in counts)
         return TrainingNoise(square * share, within * share, freedom)
     squares = [square / count for (square, _, _), count in known]
     within = sum(within / count for (_, within, _), count in known)
