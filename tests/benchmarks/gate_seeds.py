@@ -165,7 +165,7 @@ def main() -> None:
         ("A/A, hard", HARD, False, given.pairs, 1),
         ("planted, 10 points", EASY, True, given.planted, 2),
     ):
-        for name, found in rates(pairs, spread, spoiled, seed).items():
+        for name, found in rates(pairs, spread, spoiled, seed).items() if pairs else ():
             said = ", ".join(
                 f"{what} {found[what]} ({100 * found[what] / pairs:.2f} %)"
                 for what in ("regressed", "fine", "could not tell")

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stagelens.analyses.gate.blame import StageDrop, blamed
@@ -15,8 +16,15 @@ from stagelens.analyses.gate.gate import Asked, gate
 from stagelens.analyses.gate.report import GateReport, SliceFinding
 from stagelens.analyses.gate.slices import GateSlice
 from stagelens.analyses.slices.saved import save_slice
-from stagelens.contracts import ACCURACY, StageLensError
+from stagelens.contracts import ACCURACY, RunError, StageLensError
 from stagelens.effects.computing import boundaries
+from stagelens.effects.results import (
+    EFFECT_COLUMNS,
+    BehaviourFacts,
+    Result,
+    ResultFacts,
+    save_result,
+)
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run, open_run
 from tests.support.branching import record_branching
@@ -186,7 +194,8 @@ def test_a_number_that_is_no_share_says_how_much_it_may_drop(runs: dict[str, Run
         judge(runs[OLD], runs[NEW], behaviours=["kindness"])
     with refused("has no scores 'score:exact'", "stagelens answer", by=StageLensError):
         judge(runs[OLD], runs[NEW], behaviours=["score:exact"])
-    found = judge(runs[OLD], runs[NEW], behaviours=["loss"], max_drop={"loss": 0.1}, stages=False)
+    asked = {"behaviours": ["loss"], "max_drop": {"loss": 0.1}, "estimand": "models"}
+    found = judge(runs[OLD], runs[NEW], stages=False, **asked)
     assert by_group(found)["a"].verdict == "regressed"  # lower is better, a drop is a rise
 
 
@@ -206,6 +215,63 @@ def test_the_command_says_it_in_words_in_json_and_by_its_status(
     assert command(*words, "--max-drop", "much").status == 2
     missing = command(*words[:3], "--set", "other")
     assert missing.status == 1 and "no evaluation set 'other'" in missing.err
+
+
+def with_scores(path: Path, lost: int, stages: tuple[str, ...], **scorer: object) -> Run:
+    """A run of whose answers the last ``lost`` of slice a score 0, because of stage ``adapt``."""
+    run = open_run(path)
+    own = run.evaluation_set("test").table()
+    final = np.ones(len(own))
+    final[200 - lost : 200] = 0
+    blocks = [
+        pd.DataFrame(dict.fromkeys(EFFECT_COLUMNS), own.index).assign(
+            set="test",
+            example_id=own["example_id"],
+            stage=name,
+            behaviour="score:polite",
+            final=final,
+            without=1.0 if name == "adapt" else final,
+            effect=final - 1.0 if name == "adapt" else 0.0,
+        )
+        for name in stages
+    ]
+    facts = ResultFacts(
+        kind="scores",
+        run_digest=run.digest,
+        set_name="test",
+        set_digest=run.evaluation_set("test").digest,
+        estimator="replay",
+        settings={"scorer": {"name": "polite", **scorer}, "answers": {"max_tokens": 4}},
+        behaviours=[BehaviourFacts(name="score:polite", better="higher", lowest=0, highest=1)],
+        stages=[
+            StageTrust(stage=n, estimator="replay", trust="exact", reason="", expected_error=0.0)
+            for n in stages
+        ],
+    )
+    save_result(run, Result(facts, pd.concat(blocks, ignore_index=True)))
+    return run
+
+
+def test_scores_are_compared_and_laid_to_stages_as_they_were_stored(
+    runs: dict[str, Run], tmp_path: Path
+) -> None:
+    paths = [shutil.copytree(runs[n].path, tmp_path / n) for n in (OLD, NEW)]
+    old = with_scores(paths[0], 0, ("adapt",))
+    new = with_scores(paths[1], 30, ("adapt", "polish"))
+    asked = {"behaviours": ["score:polite"], "estimand": "models"}
+    found = judge(old, new, **asked)
+    assert by_group(found)["a"].verdict == "regressed" and by_group(found)["a"].drop == 0.15
+    assert [each.verdict for each in found.slices][1:] == ["fine", "fine"]
+    stages = {each.stage: each for each in found.stages}
+    assert stages["adapt"].did_it and stages["adapt"].how == "stage effect"
+    assert stages["adapt"].drop == 0.15 and stages["polish"].drop == 0
+    assert stages["learn"].drop is None and "No score" in stages["learn"].reason
+    # Scores are not redrawn.
+    assert "--estimand models" in judge(old, new, behaviours=["score:polite"]).slices[0].reason
+    shutil.rmtree(paths[1] / "results" / "tables")
+    other = with_scores(paths[1], 30, ("adapt",), version=2)
+    with refused("no scores 'score:polite' by one scorer", "score both runs alike", by=RunError):
+        judge(old, other, **asked)
 
 
 def stage(name: str, drops: np.ndarray, expected_error: float | None = 0.0) -> StageDrop:

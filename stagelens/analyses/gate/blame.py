@@ -14,7 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stagelens.contracts import ACCURACY, Behaviour, Progress, Refused, StageLensError
+from stagelens.contracts import (
+    ACCURACY,
+    Behaviour,
+    Progress,
+    Refused,
+    StageLensError,
+    is_fraction,
+)
 from stagelens.effects.contrasts import mean_spread
 from stagelens.effects.results import Result
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
@@ -242,9 +249,7 @@ def blamed(
 
 def counted_besides(behaviour: Behaviour) -> bool:
     """Whether one change each way is taken to have been seen besides, as of answers."""
-    return behaviour == ACCURACY or (
-        (behaviour.lowest, behaviour.highest) == (0.0, 1.0) and behaviour.name.startswith("score:")
-    )
+    return behaviour == ACCURACY or is_fraction(behaviour)
 
 
 def _values(values: np.ndarray | None) -> np.ndarray:

@@ -8,7 +8,7 @@ values and with other random numbers where the recording drew any. What was meas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,8 @@ from stagelens.contracts import (
     no_progress,
 )
 from stagelens.contracts.scorer import SCORE
-from stagelens.effects.results import BehaviourFacts, Result, ResultFacts, load_result, result_path
+from stagelens.effects.results import BehaviourFacts, Result, ResultFacts, load_result
+from stagelens.effects.stored_scores import ANSWERS, SCORER, stored_scores
 from stagelens.effects.summary import right_answers
 from stagelens.estimators.protocol import METHOD
 from stagelens.runs import fact_tables
@@ -131,56 +132,50 @@ def _end(run: Run, place: int) -> object:
     return identity["end"], identity.get("also", {}).get("end")
 
 
-def scores(run: Run, examples: EvaluationSet, name: str) -> list[tuple[ResultFacts, Path]]:
-    """The stored score tables of a behaviour ``score:NAME`` on a set as it is now."""
-    found = []
-    for path in sorted((run.path / "results" / "tables").glob("*.parquet")):
-        facts = fact_tables.facts_of(path, ResultFacts)
-        if facts is None or facts.kind != "scores" or facts.set_digest != examples.digest:
-            continue
-        facts = facts.model_copy(update={"set_name": examples.name})
-        if [each.name for each in facts.behaviours] == [name] and result_path(run, facts) == path:
-            found.append((facts, path))
-    return found
-
-
 def scored_alike(
     sides: Sequence[tuple[Run, EvaluationSet]], name: str
 ) -> tuple[Behaviour, list[Result]]:
     """One score table for each run, by the same scorer of answers that were had in the same way.
 
+    Args:
+        sides: The runs with their sets.
+        name: ``score:NAME``, or as pages call it where there are several of one scorer.
+
     Raises:
         RunError: A run has no such scores, or none that go together.
     """
-    there = [
-        {
-            digest(facts.settings.get("scorer"), facts.settings.get("answers")): facts
-            for facts, _ in scores(run, examples, name)
-        }
-        for run, examples in sides
-    ]
-    for (run, examples), own in zip(sides, there, strict=True):
+    there: list[dict[str, ResultFacts]] = []
+    for run, examples in sides:
+        own = {}
+        for one in stored_scores(run, examples.name).values():
+            if name in (one.name, one.any.behaviours[0].name):
+                said = one.any.settings
+                own[digest(said.get(SCORER), said.get(ANSWERS))] = one.any
         if not own:
             scorer = name.removeprefix(SCORE)
             raise RunError(
                 f"run {run.path} has no scores {name!r} on set {examples.name!r}; run: stagelens "
                 f"answer {run.path} --set {examples.name} --scorer {scorer}, or add those of a log"
             )
+        there.append(own)
     common = [key for key in there[0] if all(key in own for own in there[1:])]
-    if not common:
+    if len(common) != 1:
+        run, examples = sides[0]
+        called = ", ".join(stored_scores(run, examples.name))
+        why = "several scores" if common else "no scores"
         raise RunError(
-            f"the runs have scores {name!r} of another scorer each, or of answers that were "
-            "generated otherwise; score them with the same settings"
+            f"the runs have {why} {name!r} by one scorer, of answers that were had in one way; "
+            f"{run.path} has {called}: " + ("name one" if common else "score both runs alike")
         )
     results = []
     for (run, examples), own in zip(sides, there, strict=True):
         facts = own[common[0]]
-        one = load_result(run, examples, "scores", facts.estimator, facts.settings)
-        if one is None:
+        table = load_result(run, examples, "scores", facts.estimator, facts.settings)
+        if table is None:
             raise RunError(f"the scores {name!r} of run {run.path} cannot be read; score it again")
-        results.append(one)
+        results.append(table)
     (kind,) = results[0].behaviours.values()
-    return kind, results
+    return replace(kind, name=name), results
 
 
 def final_scores(result: Result, examples: EvaluationSet) -> np.ndarray:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from stagelens.contracts import Behaviour, Progress, ProgressCallback, no_progress
-from stagelens.contracts.scorer import SCORE
+from stagelens.contracts import Behaviour, Progress, ProgressCallback, is_score, no_progress
 from stagelens.effects.results import Result
 from stagelens.runs.run import Run
 from stagelens.runs.sets.clusters import CLUSTER, with_sources
@@ -86,7 +85,7 @@ def gate(
     kinds, score_tables = measure(sides, asked.behaviours, overall_progress.part(0.0, 0.2))
     limits = {kind.name: limit(kind, asked.max_drop) for kind in kinds}
     if asked.estimand == "recipes" and not same:
-        measured = [kind for kind in kinds if not kind.name.startswith(SCORE)]
+        measured = [kind for kind in kinds if not is_score(kind)]
         part = overall_progress.part(0.2, 0.6)
         notes += train_again(sides, asked.draws, shared, measured, part)
     clusters = _clusters(examples)
@@ -131,7 +130,7 @@ def _laid(
     old, new = (side.run for side in sides)
     wanted = {each.behaviour for each in regressed}
     by_name = {kind.name: kind for kind in kinds}
-    measured = [k for k in kinds if k.name in wanted and not k.name.startswith(SCORE)]
+    measured = [k for k in kinds if k.name in wanted and not is_score(k)]
     drops = {}
     if measured:
         final = {k.name: sides[1].values[k.name][0] for k in measured}

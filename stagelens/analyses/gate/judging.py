@@ -23,7 +23,7 @@ POINTS = 2.0
 
 def limit(kind: Behaviour, given: Mapping[str, float]) -> float:
     """How much a behaviour may drop, in its own unit."""
-    share = is_share(kind) or (kind.lowest, kind.highest) == (0.0, 1.0)
+    share = is_share(kind)
     points = given.get(kind.name, given.get("", POINTS if share else math.nan))
     if math.isnan(points):
         raise StageLensError(
