@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stagelens.analyses.gate.blame import StageDrop, blamed
+from stagelens.analyses.gate.blame import StageDrop, blamed, stage_drops
 from stagelens.analyses.gate.finals import recorded, redrawn, shared_stages
 from stagelens.analyses.gate.gate import Asked, gate
 from stagelens.analyses.gate.report import GateReport, SliceFinding
 from stagelens.analyses.gate.slices import GateSlice
 from stagelens.analyses.slices.saved import save_slice
-from stagelens.contracts import ACCURACY, RunError, StageLensError
-from stagelens.effects.computing import boundaries
+from stagelens.contracts import ACCURACY, Progress, RunError, StageLensError, no_progress
+from stagelens.effects.computing import attribute, boundaries
 from stagelens.effects.results import (
     EFFECT_COLUMNS,
     BehaviourFacts,
@@ -164,6 +164,20 @@ def test_two_leaves_share_what_is_not_drawn_again(tmp_path: Path) -> None:
     assert [each.group for each in found.slices] == [None, "even", "odd"]
     assert (found.old.leaf, found.new.leaf) == ("dpo", "rl")
     assert found.old.trainings == 4
+
+
+def test_a_stage_that_the_old_run_does_not_have_is_judged_by_its_own_effect(tmp_path: Path) -> None:
+    path = record_branching(tmp_path / "run", soup=False).path
+    dpo, rl = (open_run(path, leaf=name) for name in ("dpo", "rl"))
+    examples = rl.evaluation_set("test")
+    known = recorded(rl, examples)
+    kinds = [known.kinds["accuracy"], known.kinds["loss"]]
+    sft, own = stage_drops(dpo, rl, examples, 1, known.values, kinds, Progress(no_progress))
+    assert (sft.how, own.how) == ("same", "stage effect")
+    assert not sft.drops["loss"].any() and "the old run has no such stage" in own.reason
+    table = attribute(rl, "test", "replay", ["rl"]).table
+    effect = table[table["behaviour"] == "loss"]["effect"].to_numpy()
+    np.testing.assert_array_equal(own.drops["loss"], effect)  # a higher loss is a drop
 
 
 def test_slices_that_are_not_there_or_that_answers_chose_are_refused(

@@ -271,9 +271,9 @@ def _ends(
     if found.how == "same":
         return 0.0, 0.0, 0.0
     over = mean_spread(values, clusters, answers)
-    known = values[np.isfinite(values)]
-    rms = float(np.sqrt((known**2).mean()))
-    off = mean_error(found.trust, behaviour.name, len(known), rms)
+    every = found.drops[behaviour.name]  # errors are relative to the effects on the whole set
+    rms = float(np.sqrt(np.nanmean(every**2)))
+    off = mean_error(found.trust, behaviour.name, np.isfinite(values).sum(), rms)
     low, high = over.ends(level)
     if off is None:
         return over.value, math.nan, math.nan

@@ -18,7 +18,7 @@ from stagelens.wording.trust_words import trust_word
 from .blame import blamed, score_drops, stage_drops
 from .finals import shared_stages
 from .judging import judged, limit, number
-from .report import STATUS, Estimand, GateReport, SliceFinding, StageFinding
+from .report import STATUS, Estimand, GateReport, How, SliceFinding, StageFinding
 from .sides import Compared, compared, measure, train_again
 from .slices import GateSlice, chosen_slices
 from .verdict import FAMILY, overall
@@ -167,6 +167,10 @@ def _laid(
     return rows
 
 
+_EFFECT: How = "stage effect"
+_BY_EFFECT = " (by its own effect, not against the old recipe's stage)"
+
+
 def _named(stages: Sequence[StageFinding], regressed: Sequence[SliceFinding]) -> list[str]:
     """Who did it, a sentence for each slice."""
     said = []
@@ -176,7 +180,7 @@ def _named(stages: Sequence[StageFinding], regressed: Sequence[SliceFinding]) ->
             for s in stages
             if (s.behaviour, s.by, s.group) == (each.behaviour, each.by, each.group)
         ]
-        names = [s.stage for s in own if s.did_it]
+        names = [s.stage + (_BY_EFFECT if s.how == _EFFECT else "") for s in own if s.did_it]
         if len(names) == 1:
             said.append(f"{each.words}: stage {names[0]} of the new recipe did it.")
         elif names:
