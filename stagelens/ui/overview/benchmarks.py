@@ -104,7 +104,7 @@ def section(workspace: Workspace) -> None:
         trust=[known for row in rows for known in row.trust.values()],
         filters={},
     )
-    with pinnable("benchmarks", frame, alt, about):
+    with pinnable("benchmarks", frame, alt, about, _config()):
         st.html(_markup(workspace, rows[:_SHOWN], stages, alt, several))
     left_out = [
         count_text(more, kind)
@@ -288,7 +288,8 @@ def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _table(frame: pd.DataFrame, about: About) -> None:
+def _config() -> dict[str, Any]:
+    """How the numbers of the table are printed, and what they are."""
     config = st.column_config
     ends = "Interval over the choice of prompts (95 %), with the error of the estimate."
     helps = {
@@ -298,13 +299,11 @@ def _table(frame: pd.DataFrame, about: About) -> None:
         "final": "In percent where the unit is points.",
         "without the stage": "In percent where the unit is points.",
     }
-    components.table(
-        frame,
-        "scores-table",
-        f"Every score by stage, with intervals over prompts. {POSITIVE_IS}",
-        about,
-        column_config={
-            name: config.NumberColumn(name, format="%.2f", help=text)
-            for name, text in helps.items()
-        },
-    )
+    return {
+        name: config.NumberColumn(name, format="%.2f", help=text) for name, text in helps.items()
+    }
+
+
+def _table(frame: pd.DataFrame, about: About) -> None:
+    said = f"Every score by stage, with intervals over prompts. {POSITIVE_IS}"
+    components.table(frame, "scores-table", said, about, column_config=_config())
