@@ -18,7 +18,7 @@ from torch import Tensor
 import stagelens
 from stagelens.contracts import RunError
 from stagelens.runs import packed
-from stagelens.runs.files import sha256_of
+from stagelens.runs.files import reference_of
 from stagelens.runs.packed import KEY, PackedStacks, pack
 from tests.support.loops import train
 from tests.support.small_texts import language
@@ -194,7 +194,7 @@ def test_what_was_never_written_is_told_with_its_file(damage: str, tmp_path: Pat
         tensors[name] = tensors[name] - 1
     save_file(tensors, path, metadata)
     # The digest would tell first; a recording that was killed has none yet.
-    known = reference.model_copy(update={"sha256": sha256_of(path), "bytes": path.stat().st_size})
+    known = reference_of(path, reference.path)
     part = stage.facts.parts[0].model_copy(update={"batches": known})
     stage.facts.parts[0] = part
     with pytest.raises(RunError, match="does not hold steps as StageLens records them"):

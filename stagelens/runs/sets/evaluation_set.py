@@ -96,12 +96,12 @@ class EvaluationSet:
         return f"EvaluationSet({self.name!r}, kind={self.kind!r}, count={self.count})"
 
     def verify(self) -> None:
-        """Compare the table with its recorded sha256; reads the whole file.
+        """Compare the table with every digest of it that was recorded; reads the whole file.
 
         Raises:
             RunError: It was changed after it was written.
         """
-        self._files.path(self.facts.table)
+        self._files.verified(self.facts.table)
 
     def check_fits(self, task: Task) -> None:
         """Refuse to measure a task's models on inputs that they do not take.
