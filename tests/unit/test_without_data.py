@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from stagelens.analyses.without_data.chosen import (
 )
 from stagelens.analyses.without_data.computing import without_data
 from stagelens.analyses.without_data.sentences import (
+    answers,
     first_order,
     how,
     mean_effect,
@@ -162,6 +164,15 @@ def test_sentences_say_how_many_which_and_how(run: Run, rows: TrainingRows) -> N
         f"{len(some.ids)} of 30 uses are left out, in {found.facts.changed} of 5 steps. Losses: "
         "mean over the rest."
     )
+    one = found.table.iloc[0]
+    became = answers(found, frozenset([one["example_id"]]), "image")
+    right = "right" if one["prediction_without"] == one["label"] else "wrong"
+    assert f"{one['prediction_without']} ({right})" in became
+    assert " of 12 images would be answered otherwise: " in answers(
+        found, frozenset(found.table["example_id"]), "image"
+    )
+    numbers = replace(found, table=found.table.drop(columns="label"))
+    assert "right" not in answers(numbers, frozenset(found.table["example_id"]), "image")
     assert title(Chosen("s", ("0-0",) * 212, "with source=forum")) == "212 forum examples"
     assert title(Chosen("s", ("0-0",))) == "1 example"
 

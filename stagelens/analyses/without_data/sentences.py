@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pandas as pd
 
 from stagelens.analyses.contributions.contribution_table import Stored
 from stagelens.contracts import ACCURACY, Behaviour
@@ -70,6 +71,44 @@ def mean_effect(
     values = rows["effect"].to_numpy(float)
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else float("nan")
+
+
+def answers(found: WithoutData, ids: frozenset[str], noun: str) -> str:
+    """What became of the answers of evaluation examples; empty where there are none.
+
+    Args:
+        found: The effects.
+        ids: Of the evaluation examples.
+        noun: What an example is called.
+    """
+    rows = of_behaviour(found.table, found.facts.behaviours[0].name)
+    rows = rows[rows["example_id"].isin(ids)].dropna(subset=["prediction_without"])
+    if rows.empty:
+        return ""
+    # Numbers are neither right nor wrong: their column has another name.
+    labels = rows["label"] if "label" in rows else pd.Series(None, rows.index, dtype=object)
+    if len(ids) == 1:
+        (row,), (label,) = rows.to_dict("records"), labels
+        count = count_text(len(found.facts.ids), "training example")
+        without = f"Without {count} of {found.facts.stage} the answer"
+        now, then = (_judged(row[name], label) for name in ("prediction", "prediction_without"))
+        if now == then:
+            return f"{without} stays {now}."
+        return f"{without} to {row['example_id']} is {then}; the final model says {now}."
+    changed = rows["prediction"] != rows["prediction_without"]
+    said = f"{changed.sum():,} of {count_text(len(rows), noun)} would be answered otherwise"
+    if labels.notna().any():
+        right = int((changed & (rows["prediction_without"] == labels)).sum())
+        wrong = int((changed & (rows["prediction"] == labels)).sum())
+        said += f": {right:,} of them right without these examples, {wrong:,} right with them"
+    return f"{said}."
+
+
+def _judged(answer: str, label: object) -> str:
+    """An answer, and whether it is right where there is a label."""
+    if not isinstance(label, str):
+        return answer
+    return f"{answer} ({'right' if answer == label else 'wrong'})"
 
 
 def how(facts: WithoutDataFacts) -> str:

@@ -19,6 +19,7 @@ from stagelens.analyses.without_data.chosen import (
     load_listed,
 )
 from stagelens.analyses.without_data.sentences import (
+    answers,
     first_order,
     how,
     mean_effect,
@@ -38,7 +39,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.server import jobs, settings
-from stagelens.wording.numbers import count_text, phrase, predicted_time
+from stagelens.wording.numbers import phrase, predicted_time
 from stagelens.wording.signs import gain, gain_text, side
 from stagelens.wording.trust_words import FIRST_ORDER, MARKS, trust_word
 
@@ -207,36 +208,8 @@ def _shown(workspace: Workspace, asked: Asked, found: WithoutData, estimate: flo
         tiles.append(("to first order", estimate, note))
     tiles.append((f"all of {asked.stage}", asked.effect, "effect of the whole stage"))
     show_tiles([(name, gain_text(value, behaviour), note) for name, value, note in tiles])
-    components.text_block(_answers(workspace, found, ids))
+    components.text_block(answers(found, ids, workspace.noun))
     components.text_block(f"{how(facts)} {trust.reason}", muted=True)
-
-
-def _answers(workspace: Workspace, found: WithoutData, ids: frozenset[str]) -> str:
-    """What became of the answers of the examples that are asked about."""
-    table = found.table
-    rows = table[(table["behaviour"] == table["behaviour"].iloc[0]) & table["example_id"].isin(ids)]
-    changed = rows[rows["prediction"] != rows["prediction_without"]]
-    if len(rows) == 1:
-        (row,) = rows.to_dict("records")
-        label = row.get("label")
-        now, then = _judged(row["prediction"], label), _judged(row["prediction_without"], label)
-        if now == then:
-            return f"The answer would stay {now}."
-        return f"The answer is {now}; without these examples it would be {then}."
-    counted = count_text(len(rows), workspace.noun)
-    said = f"{len(changed):,} of {counted} would be answered otherwise"
-    if "label" in rows and rows["label"].notna().any():
-        right = int((changed["prediction_without"] == changed["label"]).sum())
-        wrong = int((changed["prediction"] == changed["label"]).sum())
-        said += f": {right:,} of them right without these examples, {wrong:,} right with them"
-    return f"{said}."
-
-
-def _judged(answer: str, label: object) -> str:
-    """An answer, and whether it is right where there is a label."""
-    if not isinstance(label, str):
-        return answer
-    return f"{answer} ({'right' if answer == label else 'wrong'})"
 
 
 def _first_order_alone(asked: Asked, chosen: Chosen, estimate: float) -> None:

@@ -9,14 +9,13 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from stagelens.analyses.without_data.chosen import DRAWN
-from stagelens.analyses.without_data.sentences import how, sentence
+from stagelens.analyses.without_data.sentences import answers, how, sentence
 from stagelens.analyses.without_data.stored import (
     WithoutData,
     load_without_data,
     without_data_path,
 )
 from stagelens.contracts import StageLensError
-from stagelens.effects.summary import of_behaviour
 from stagelens.estimators.without_rows import LeftOutRows
 from stagelens.runs.files import atomic_path
 from stagelens.runs.schema import digest
@@ -154,27 +153,8 @@ def _told(workspace: Workspace, asked: Asked, found: WithoutData) -> None:
     """What the replay gave: of one example its answers, of several their mean."""
     with st.container(border=True, key=f"without-{digest(found.facts.ids)[:8]}"):
         said = sentence(found, asked.behaviour, frozenset(asked.ids))
-        if len(asked.ids) == 1 and (answers := _answers(found, asked)):
-            components.text_block(answers)
+        if became := answers(found, frozenset(asked.ids), workspace.noun):
+            components.text_block(became)
         components.sentences([said])
         trust_badges([found.facts.trust], asked.behaviour.name)
         components.text_block(f"{how(found.facts)} {DRAWN}", muted=True)
-
-
-def _answers(found: WithoutData, asked: Asked) -> str:
-    """What becomes of the answer to one example; empty where it is not known."""
-    rows = of_behaviour(found.table, asked.behaviour.name)
-    own = rows[rows["example_id"] == asked.ids[0]]
-    if own.empty or pd.isna(own["prediction_without"].iloc[0]):
-        return ""
-    row = own.iloc[0]
-    now, then = str(row["prediction"]), str(row["prediction_without"])
-    count = count_text(len(found.facts.ids), "training example")
-    judged = "" if pd.isna(row["label"]) else f" ({'right' if then == row['label'] else 'wrong'})"
-    before = "" if pd.isna(row["label"]) else f" ({'right' if now == row['label'] else 'wrong'})"
-    if now == then:
-        return f"Without {count} of {asked.stage} the answer stays {now}{before}."
-    return (
-        f"Without {count} of {asked.stage} the answer to {asked.ids[0]} is {then}{judged}; the "
-        f"final model says {now}{before}."
-    )
