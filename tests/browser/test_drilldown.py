@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from playwright.sync_api import Page, expect
+
+from tests.browser.axe import violations
+from tests.browser.test_accessibility import HEADINGS
 
 LINK = "Examples?run=digits&set=mixed-up&measure=margin&estimator=replay&sort=id"
 
@@ -41,6 +45,9 @@ def test_from_an_example_to_its_steps_its_data_and_others_beside_it(
     expect(page.get_by_text(without)).to_be_visible()
     settle(page)
     assert "view=Training+data" in page.url
+    assert violations(page) == []
+    levels = page.evaluate(HEADINGS)
+    assert all(after <= before + 1 for before, after in pairwise(levels)), levels
     screenshot(page, "training-data")
     page.get_by_role("tab", name="Evaluation set").click()
     settle(page, "Hurt most")

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from datasketch import MinHash, MinHashLSH
 
@@ -42,6 +43,10 @@ _HASHES = 128
 _BATCH = 256
 _MOST = 3
 """Duplicates that are kept of an example in one place: the most alike."""
+_COMPARED = 200
+"""Training texts that one training text is compared with at most, of those that are proposed: what
+is made from a few templates is nearly the same as thousands of others. An evaluation text is
+compared with all, so that no leak is missed for it."""
 _NOT_COMPARED = ("rejected",)
 """Fields of texts that are no part of what two examples have in common."""
 
@@ -165,9 +170,11 @@ def _same(searched: Sequence[Searched]) -> Iterator[tuple[object, ...]]:
 def _near(searched: Sequence[Searched], progress: ProgressCallback) -> Iterator[tuple[object, ...]]:
     """Texts that are nearly the same, within a stage, in another one, or in a set."""
     index = MinHashLSH(threshold=THRESHOLD, num_perm=_HASHES)
-    shingles: dict[str, frozenset[int]] = {}
-    signatures: dict[str, MinHash] = {}
+    # One for all: each would draw the same permutations anew.
+    empty = MinHash(num_perm=_HASHES, hashfunc=_as_it_is)
+    shingles: dict[str, np.ndarray] = {}
     places: dict[str, list[tuple[int, int]]] = {}
+    alike: dict[str, list[tuple[float, str]]] = {}
     total = sum(len(place.ids) for place in searched)
     done = 0
     for number, place in enumerate(searched):
@@ -179,28 +186,31 @@ def _near(searched: Sequence[Searched], progress: ProgressCallback) -> Iterator[
             places.setdefault(key, []).append((number, row))
             if key in shingles:
                 continue
-            shingles[key] = _shingles(text)
-            signatures[key] = _signature(shingles[key])
-            index.insert(key, signatures[key])
-    for key, signature in signatures.items():
-        alike = []
-        for other in index.query(signature):
-            similarity = jaccard(shingles[key], shingles[other])
-            if other != key and similarity >= THRESHOLD:
-                alike.append((similarity, other))
-        alike.sort(key=lambda one: (-one[0], one[1]))
+            shingles[key] = own = _shingles(text)
+            signature = empty.copy()
+            signature.update_batch(own.tolist())
+            proposed = sorted(index.query(signature))
+            if place.where == "stage":
+                proposed = proposed[:_COMPARED]
+            for other in proposed:
+                similarity = jaccard(own, shingles[other])
+                if similarity >= THRESHOLD:
+                    alike.setdefault(key, []).append((similarity, other))
+                    alike.setdefault(other, []).append((similarity, key))
+            index.insert(key, signature, check_duplication=False)
+    for key, found in alike.items():
+        found.sort(key=lambda one: (-one[0], one[1]))
         for number, row in places[key]:
             if searched[number].where == "set":
                 continue
             told: dict[int, int] = {}
-            for similarity, other in alike:
+            for similarity, other in found:
+                # Equal inputs are 1; other texts with the same shingles are not quite the same.
+                near = min(similarity, 0.9999)
                 for there, each in places[other]:
                     told[there] = told.get(there, 0) + 1
                     if told[there] <= _MOST:
-                        # Equal digests are 1; the same shingles in another text are not quite.
-                        yield _row(
-                            searched[number], row, searched[there], each, min(similarity, 0.9999)
-                        )
+                        yield _row(searched[number], row, searched[there], each, near)
 
 
 def _row(
@@ -212,25 +222,20 @@ def _row(
     )
 
 
-def _shingles(text: str) -> frozenset[int]:
-    """Hashes of all runs of characters, in lower case and with single blanks."""
+def _shingles(text: str) -> np.ndarray:
+    """(n,) uint32: hashes of all runs of characters, in lower case and with single blanks."""
     plain = " ".join(text.lower().split())
     parts = {plain[at : at + _SHINGLE] for at in range(max(len(plain) - _SHINGLE + 1, 1))}
-    return frozenset(zlib.crc32(part.encode(errors="backslashreplace")) for part in parts)
-
-
-def _signature(shingles: frozenset[int]) -> MinHash:
-    # The shingles are hashes already.
-    found = MinHash(num_perm=_HASHES, hashfunc=_as_it_is)
-    found.update_batch([*shingles])
-    return found
+    hashes = [zlib.crc32(part.encode(errors="backslashreplace")) for part in parts]
+    return np.unique(np.array(hashes, dtype=np.uint32))
 
 
 def _as_it_is(value: int) -> int:
+    # The shingles are hashes already.
     return value
 
 
-def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
+def jaccard(one: np.ndarray, other: np.ndarray) -> float:
     """What two sets have in common, as a part of what they are together; 0 to 1."""
-    together = len(one | other)
-    return len(one & other) / together if together else 1.0
+    common = len(np.intersect1d(one, other, assume_unique=True))
+    return common / (len(one) + len(other) - common)

@@ -45,6 +45,7 @@ _EXAMPLE, _MEAN = "This example", "Mean"
 _CELL = 220
 """Characters of a text that a cell of the table holds."""
 _PNG = b"\x89PNG"
+_HEAD = "font-size:1rem;font-weight:600;margin:0;padding:0;overflow-wrap:anywhere"
 
 
 @st.fragment
@@ -89,16 +90,18 @@ def _asked(workspace: Workspace, effects: Effects) -> Asked:
             question = Question(ids=tuple(rows["example_id"]))
     of = group or f"all {len(rows):,}"
     if example_id is not None:
-        mean = f"{_MEAN} of {of}"
+        named = {_EXAMPLE: f"{_EXAMPLE}, {example_id}", _MEAN: f"{_MEAN} of {of}"}
         about = st.segmented_control(
             "Contributions to",
-            [f"{_EXAMPLE}, {example_id}", mean],
-            default=f"{_EXAMPLE}, {example_id}",
+            [_EXAMPLE, _MEAN],
+            format_func=lambda option: named[option],
+            default=_EXAMPLE,
             key=_ABOUT,
+            bind="query-params",
             required=True,
             help="Whose behaviour the training examples are said to have helped or hurt.",
         )
-        if about != mean:
+        if about != _MEAN:
             rows = every.frame.iloc[[every.places[example_id]]]
             question = Question(ids=(example_id,))
     means = {s: float(rows[effect_column(s)].mean()) for s in workspace.stages}
@@ -196,10 +199,10 @@ def _list(
     key = f"training-{asked.stage}-{wanted.key}"
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         of = "" if count == total else f"{count:,} of "
-        components.text_block(
-            f"{of}{count_text(total, 'training example')} of {asked.stage}, "
-            f"{int(chosen['uses'].sum()):,} uses"
-        )
+        said = f"{of}{count_text(total, 'training example')} of {asked.stage}"
+        used = f"{int(chosen['uses'].sum()):,} uses"
+        # The heading that those of one example and of groups stand below.
+        st.html(f"<h2 style='{_HEAD}'>{components.shown(f'{said}, {used}')}</h2>")
         st.download_button(
             "Export CSV",
             data=lambda: _csv(loaded, chosen),
@@ -231,7 +234,7 @@ def _list(
         f"Training examples of {asked.stage}, {count:,} listed, {wanted.sort} first"
         if wanted.sort != training_filters.ORDER
         else f"Training examples of {asked.stage}, {count:,} listed in the order of training",
-        About(behaviour=asked.behaviour.name, filters=asked.filters),
+        About(behaviour=asked.behaviour.name),
         kept=shown.drop(columns=[name for name in ("input", "own loss") if name in shown]),
         tints=tints,
         row_height=46 if loaded.data.facts.kind == "image" else 66,

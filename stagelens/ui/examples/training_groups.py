@@ -71,7 +71,6 @@ def groups_of_a_stage(
             behaviour=asked.behaviour.name,
             estimator=FIRST_ORDER,
             trust=(),
-            filters=asked.filters,
         ),
         tints={head: (shown["gain"] / largest).tolist()},
         height="content",

@@ -156,5 +156,6 @@ def _told(workspace: Workspace, asked: Asked, found: WithoutData) -> None:
         if became := answers(found, frozenset(asked.ids), workspace.noun):
             components.text_block(became)
         components.sentences([said])
-        trust_badges([found.facts.trust], asked.behaviour.name)
+        if found.facts.trust.trust != "exact":  # the sentence has its mark; this says why
+            trust_badges([found.facts.trust], asked.behaviour.name)
         components.text_block(f"{how(found.facts)} {DRAWN}", muted=True)

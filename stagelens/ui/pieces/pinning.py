@@ -64,6 +64,15 @@ _FILTERS = {
     "sort": "sorted by",
     "left-out": "without",
     "together": "taken as one",
+    "t-q": "search in training data",
+    "t-label": "label in training",
+    "t-doubt": "label doubted by",
+    "t-else": "also",
+    "t-side": "helped or hurt",
+    "t-column": "column",
+    "t-sort": "training data by",
+    "t-by": "training data grouped by",
+    "trained": "training example",
 }
 """Query parameter to its name for people, where these differ."""
 
