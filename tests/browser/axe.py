@@ -15,6 +15,10 @@ COLOURS = {
 }
 """Those that another colour scheme can break; all others go by what the page is made of."""
 
+HEADINGS = """[...document.querySelectorAll("h1,h2,h3,h4,h5,h6")]
+    .filter(each => each.checkVisibility()).map(each => Number(each.tagName[1]))"""
+"""JavaScript: the levels of all headings, in the order of the page."""
+
 
 def violations(page: Page, asked: dict[str, Any] = EVERYTHING) -> list[str]:
     """What is serious or critical, element by element, with what would mend it.

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.axe import COLOURS, violations
+from tests.browser.axe import COLOURS, HEADINGS, violations
 
 PAGES = {
     "welcome": ("/", "Which stage is to credit"),
@@ -29,11 +29,6 @@ PAGES = {
 }
 NARROW_ELSEWHERE = ("overview", "removal", "trust", "report")
 """Pages of which another file of tests, or overview-opened, shows more in narrow windows."""
-
-
-HEADINGS = """[...document.querySelectorAll("h1,h2,h3,h4,h5,h6")]
-    .filter(each => each.checkVisibility()).map(each => Number(each.tagName[1]))"""
-"""JavaScript: the levels of all headings, in the order of the page."""
 
 
 @pytest.mark.parametrize("name", PAGES)

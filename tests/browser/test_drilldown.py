@@ -8,8 +8,7 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.axe import violations
-from tests.browser.test_accessibility import HEADINGS
+from tests.browser.axe import HEADINGS, violations
 
 LINK = "Examples?run=digits&set=mixed-up&measure=margin&estimator=replay&sort=id"
 
