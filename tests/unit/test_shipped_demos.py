@@ -43,7 +43,7 @@ def test_a_demo_has_as_many_draws_as_it_ships_with_or_as_are_asked_for(
 
 
 @pytest.mark.extensive
-@pytest.mark.parametrize(("name", "limit"), [("digits", 30), ("comments", 60), ("chat", 150)])
+@pytest.mark.parametrize(("name", "limit"), [("digits", 30), ("comments", 60)])
 def test_headlines_of_a_fresh_demo_have_intervals_within_its_time_on_two_cores(
     name: str, limit: int, tmp_path: Path
 ) -> None:
