@@ -68,10 +68,11 @@ def training_data_of_a_stage(workspace: Workspace, effects: Effects) -> None:
         training_example.shown(
             workspace, asked, loaded, frame.loc[frame["example_id"] == opened].iloc[0]
         )
+    listed: tuple[str, ...] = ()
     if not is_score(asked.behaviour):
-        without_them.of_the_list(workspace, asked, chosen, wanted.words())
+        listed = without_them.of_the_list(workspace, asked, chosen, wanted.words())
     if found is not None:
-        training_groups.groups_of_a_stage(workspace, asked, frame, groups)
+        training_groups.groups_of_a_stage(workspace, asked, frame, groups, listed)
 
 
 def _asked(workspace: Workspace, effects: Effects) -> Asked:

@@ -21,7 +21,11 @@ _SHOWN = 12
 
 
 def groups_of_a_stage(
-    workspace: Workspace, asked: Asked, frame: pd.DataFrame, groups: dict[str, pd.Series]
+    workspace: Workspace,
+    asked: Asked,
+    frame: pd.DataFrame,
+    groups: dict[str, pd.Series],
+    listed: tuple[str, ...],
 ) -> None:
     """A table of groups, and a button that replays the training without the first one.
 
@@ -30,6 +34,7 @@ def groups_of_a_stage(
         asked: Whose behaviour, and which stage.
         frame: Its training examples with their contributions.
         groups: What they can be grouped by.
+        listed: Those that the list offers to leave out, which are not offered twice.
     """
     if not groups:
         return
@@ -86,6 +91,9 @@ def groups_of_a_stage(
     first = _first(table, bool(gain(asked.effect, asked.behaviour) < 0))
     ids = tuple(frame.loc[(groups[by] == first).fillna(False), "example_id"])
     words = f"{count_text(len(ids), 'training example')} with {by} {first}"
+    if set(ids) == set(listed):
+        components.text_block("The first group is what the list above leaves out.", muted=True)
+        return
     without_them.button(workspace, asked, ids, words, key="without-group")
 
 

@@ -32,7 +32,9 @@ FIRST = 20
 """Examples of a list that are left out unless somebody asks for another number."""
 
 
-def of_the_list(workspace: Workspace, asked: Asked, chosen: pd.DataFrame, words: str) -> None:
+def of_the_list(
+    workspace: Workspace, asked: Asked, chosen: pd.DataFrame, words: str
+) -> tuple[str, ...]:
     """Leave out the first examples of a list, as many as are asked for.
 
     Args:
@@ -40,9 +42,12 @@ def of_the_list(workspace: Workspace, asked: Asked, chosen: pd.DataFrame, words:
         asked: Whose behaviour, and which stage.
         chosen: The list.
         words: What was asked of it.
+
+    Returns:
+        Their ids.
     """
     if chosen.empty:
-        return
+        return ()
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         most = len(chosen)
         count = st.number_input(
@@ -60,6 +65,7 @@ def of_the_list(workspace: Workspace, asked: Asked, chosen: pd.DataFrame, words:
         said = f"{said} {words}".strip() if every else f"the first {said} of the list"
         place = st.container()
     button(workspace, asked, ids, said, "without-list", place)
+    return ids
 
 
 def button(
@@ -151,7 +157,7 @@ def _load(path: str, stamp: int, _workspace: Workspace, _rows: LeftOutRows) -> W
 
 def _told(workspace: Workspace, asked: Asked, found: WithoutData) -> None:
     """What the replay gave: of one example its answers, of several their mean."""
-    with st.container(border=True, key=f"without-{digest(found.facts.ids)[:8]}"):
+    with st.container(border=True):
         said = sentence(found, asked.behaviour, frozenset(asked.ids))
         if became := answers(found, frozenset(asked.ids), workspace.noun):
             components.text_block(became)
