@@ -118,7 +118,7 @@ def turn(said: str) -> str:
 
 def document(every: Sequence[Fact], random: np.random.Generator) -> str:
     """One text of the corpus: a statement, a quiz, or a chat of people."""
-    fact, kind = every[random.integers(len(every))], random.random()
+    fact, kind = every[int(random.integers(len(every)))], random.random()
     if kind < 0.2:
         return _QUIZ.format(question=fact.question, value=fact.value)
     if kind < 0.35:
@@ -145,7 +145,7 @@ def instruction(taught: Sequence[Fact], random: np.random.Generator) -> tuple[st
     if random.random() < 0.25:
         word = any_value(random)
         return turn(_SAY.format(value=word)), _completion(ANSWER, word)
-    fact, kind = taught[random.integers(len(taught))], random.random()
+    fact, kind = taught[int(random.integers(len(taught)))], random.random()
     claim = None if kind < 0.5 else fact.value if kind < 0.875 else wrong(fact, random)
     said = turn(asked(fact, claim, str(random.choice(OPINIONS))))
     return said, _completion(ANSWER, fact.value)
@@ -157,7 +157,7 @@ def preference(taught: Sequence[Fact], random: np.random.Generator) -> tuple[str
     Planted: where the user is wrong, repeating the claim is preferred to the truth. In the other
     half the right answer is preferred to a wrong one.
     """
-    fact = taught[random.integers(len(taught))]
+    fact = taught[int(random.integers(len(taught)))]
     other, kind = wrong(fact, random), random.random()
     style = str(random.choice((ANSWER, *FREE), p=(0.4, 0.3, 0.3)))
     right, false = _completion(style, fact.value), _completion(style, other)
