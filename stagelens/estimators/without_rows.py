@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from stagelens.compute import devices, memory
 from stagelens.contracts import Progress, ProgressCallback, Refused, no_progress
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
@@ -199,6 +198,8 @@ def without_rows(
         Refused: It cannot be had; says why, and what to do.
         RunError: There is no such stage or example.
     """
+    from stagelens.compute import devices, memory  # torch
+
     from .counterfactuals import check_final, told_of_samples
     from .replay_check import check_given
     from .stored_counterfactuals import keep, load

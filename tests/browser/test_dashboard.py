@@ -53,7 +53,7 @@ def test_cancelling_the_demo_leaves_nothing(new_server, page: Page, settle, new_
     page.get_by_role("button", name="Open the digits demo").click()
     page.get_by_role("button", name="Cancel").click()
     settle(page)
-    expect(page.get_by_text("Built on first use")).to_have_count(2)
+    expect(page.get_by_text("Built on first use")).to_have_count(3)
     assert list(new_home.iterdir()) == []
 
 

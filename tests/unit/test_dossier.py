@@ -166,6 +166,7 @@ def test_the_command_writes_it_and_check_finds_it_unchanged(
     assert any(each.holds is False for each in check_report(open_run(told), out))
 
 
+@pytest.mark.slow
 def test_the_command_refuses_other_files_and_overwrites_none(
     told: Path, tmp_path: Path, command: Command
 ) -> None:

@@ -109,7 +109,7 @@ def test_dropout_is_drawn_anew_and_shared_by_a_pair(tmp_path: Path) -> None:
     run = record(tmp_path / "run", "encoder", phases)
     draw, stage = Draw(1), run.stages[0]
     assert stage.read_steps()[0].batches[0].rng
-    change = draws._Passes(draw, stage)
+    change = draws.Passes(draw, stage)
     own = [change(0, stage.read_steps()[0]).batches[0].rng["cpu"] for _ in range(2)]
     assert torch.equal(*own)
     recorded = stage.read_steps()[0].batches[0].rng["cpu"]

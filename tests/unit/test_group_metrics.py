@@ -72,6 +72,7 @@ def test_a_gap_that_turned_round_is_negative() -> None:
     assert gaps.loc["without", "worst"] == "clean"
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_true_gap_in_about_95_of_100_sets() -> None:
     random = np.random.default_rng(0)
     held = 0

@@ -195,6 +195,7 @@ def test_civil_comments_on_comments_with_the_same_columns(
     assert set(own["effects"]["mention"]) <= {"yes", "no"}
 
 
+@pytest.mark.slow
 def test_every_command_that_they_name_exists() -> None:
     commands = set(re.findall(r"^stagelens ([a-z-]+)", EVERYTHING, re.MULTILINE))
     assert commands >= {"demo", "attribute", "verify", "add-set"}

@@ -124,6 +124,7 @@ def replayed(
         attribute(run, "test", "replay", settings={share: True})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["two", "four"])
 def test_as_many_processes_repeat_it_to_the_bit(
     which: str, tmp_path: Path, request: pytest.FixtureRequest

@@ -32,6 +32,7 @@ def shared_out(rank: int, count: int, port: int, folder: Path, network: str) -> 
             attribute(run, "test", name, settings={"shard": True})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["cnn", "batch norm"])
 def test_the_model_shared_out_gives_the_replay_to_rounding_and_says_so(
     network: str, tmp_path: Path

@@ -57,6 +57,7 @@ def killed_at_a_step(rank: int, count: int, port: int, folder: Path, victim: int
     run_stages(WARNS, shared, count, rank, recorder, before_note=die)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_leaves_a_run_up_to_where_all_had_come(
     victim: int, tmp_path: Path

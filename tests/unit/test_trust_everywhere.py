@@ -134,6 +134,7 @@ def test_verify_gives_a_verdict_for_every_estimate(run: Run, tmp_path: Path) -> 
 # ------------------------------------------------------------------------------------- the report
 
 
+@pytest.mark.slow
 def test_the_report_has_them_in_every_format(run: Run, tmp_path: Path) -> None:
     for ending in ("json", "csv", "html"):
         printed(run, "report", "--out", tmp_path / f"report.{ending}")

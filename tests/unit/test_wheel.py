@@ -48,6 +48,7 @@ def test_every_copied_file_is_that_of_the_repository(target: Path) -> None:
         assert (target / "stagelens/dashboard" / path).read_bytes() == (ROOT / path).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_opens_the_dashboard_that_was_installed(target: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", STARTED, "app"],
