@@ -114,7 +114,7 @@ def test_dropout_is_drawn_anew_and_shared_by_a_pair(tmp_path: Path) -> None:
     assert torch.equal(*own)
     recorded = stage.read_steps()[0].batches[0].rng["cpu"]
     assert not torch.equal(own[0], recorded)
-    other = draws._Passes(Draw(2), stage)(0, stage.read_steps()[0]).batches[0].rng["cpu"]
+    other = draws.Passes(Draw(2), stage)(0, stage.read_steps()[0]).batches[0].rng["cpu"]
     assert not torch.equal(own[0], other)
 
 
