@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stagelens.contracts import Behaviour
 from stagelens.effects.results import Result, load_result
 from stagelens.effects.stored_scores import OWN
 from stagelens.runs.run import Run
+from stagelens.wording.signs import gain
 from stagelens.wording.trust_words import trust_word
 
 from .terminal import Table, print_table, say
@@ -40,12 +42,16 @@ def scored_means(run: Run, result: Result) -> Scored:
 def print_score(scored: Scored) -> None:
     """Print mean effects by stage, and means at boundaries."""
     (kind,) = scored.result.behaviours.values()
-    printed = Table(title=f"{kind.name} ({kind.better} is better), means over prompts")
+    printed = Table(
+        title=f"{kind.name} ({kind.better} is better), means over prompts; effects above 0 are "
+        "credit, below 0 blame"
+    )
     for heading in ("stage", "final model", "without it", "effect (95 %)", "prompts", "trust"):
         printed.add_column(heading, justify="left" if heading in ("stage", "trust") else "right")
     for row, trust in zip(scored.means.itertuples(), scored.result.trust.values(), strict=True):
-        ends = f" ({row.low:+.3f} to {row.high:+.3f})" if np.isfinite(row.low) else ""
-        cells = [_shown(row.final), _shown(row.without), f"{row.effect:+.3f}{ends}"]
+        effect, low, high = _credit(kind, row)
+        ends = f" ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else ""
+        cells = [_shown(row.final), _shown(row.without), f"{effect:+.3f}{ends}"]
         if not row.n:
             cells = ["-", "-", "-"]
         printed.add_row(row.stage, *cells, f"{row.n:,}", trust_word(trust))
@@ -53,6 +59,14 @@ def print_score(scored: Scored) -> None:
     means = [f"{boundary} {_shown(_mean(values))}" for boundary, values in scored.there.items()]
     if means:
         say(f"Mean {kind.name} at each boundary: {', '.join(means)}.")
+
+
+def _credit(kind: Behaviour, row: Any) -> tuple[float, float, float]:
+    """An effect and its interval on the credit scale, within what the score allows."""
+    possible = row.final - kind.highest, row.final - kind.lowest
+    low, high = np.clip([row.low, row.high], *possible)
+    ends = sorted((gain(low, kind), gain(high, kind)))
+    return gain(row.effect, kind), ends[0], ends[1]
 
 
 def in_json(scored: Scored) -> dict[str, Any]:

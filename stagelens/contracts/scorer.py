@@ -90,10 +90,16 @@ class Scorer:
             SCORE + (self.label or self.name),
             self.better,
             self.unit,
-            self.description,
+            self._described(),
             self.lowest,
             self.highest,
         )
+
+    def _described(self) -> str:
+        """The description, which speaks of the reference, by the name of what it is taken from."""
+        if self.reference == REFERENCE_COLUMN:
+            return self.description
+        return self.description.replace("the reference", f"the {self.reference}")
 
     @property
     def facts(self) -> dict[str, Any]:

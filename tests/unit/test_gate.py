@@ -231,12 +231,18 @@ def test_the_command_says_it_in_words_in_json_and_by_its_status(
     assert missing.status == 1 and "no evaluation set 'other'" in missing.err
 
 
-def with_scores(path: Path, lost: int, stages: tuple[str, ...], **scorer: object) -> Run:
-    """A run of whose answers the last ``lost`` of slice a score 0, because of stage ``adapt``."""
+def with_scores(
+    path: Path, lost: int, stages: tuple[str, ...], empty: str = "", **scorer: object
+) -> Run:
+    """A run of whose answers the last ``lost`` of slice a score 0, because of stage ``adapt``.
+
+    Those of slice ``empty`` have no score.
+    """
     run = open_run(path)
     own = run.evaluation_set("test").table()
     final = np.ones(len(own))
     final[200 - lost : 200] = 0
+    final[(own["group"] == empty).to_numpy()] = np.nan
     blocks = [
         pd.DataFrame(dict.fromkeys(EFFECT_COLUMNS), own.index).assign(
             set="test",
@@ -280,7 +286,18 @@ def test_scores_are_compared_and_laid_to_stages_as_they_were_stored(
     assert stages["adapt"].did_it and stages["adapt"].how == "stage effect"
     assert stages["adapt"].drop == 0.15 and stages["polish"].drop == 0
     assert stages["learn"].drop is None and "No score" in stages["learn"].reason
+    # A group without any score of either model says nothing, unless somebody asks about it.
+    with_scores(paths[0], 0, ("adapt",), "c")
+    with_scores(paths[1], 30, ("adapt", "polish"), "c")
+    every = judge(old, new, slices=(), **asked)
+    assert "c" not in by_group(every) and {"a", "b"} <= set(by_group(every))
+    assert any("no value of either model on group=c" in note for note in every.notes)
+    named = judge(old, new, slices=["group=c"], **asked)
+    assert [each.verdict for each in named.slices] == ["could not tell"]
+    shutil.rmtree(paths[1] / "results" / "tables")
+    with_scores(paths[0], 0, ("adapt",))
     # Scores are not redrawn.
+    with_scores(paths[1], 30, ("adapt", "polish"))
     assert "--estimand models" in judge(old, new, behaviours=["score:polite"]).slices[0].reason
     shutil.rmtree(paths[1] / "results" / "tables")
     other = with_scores(paths[1], 30, ("adapt",), version=2)

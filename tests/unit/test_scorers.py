@@ -91,6 +91,9 @@ def test_one_rule_can_score_several_things() -> None:
     found = scorers.find_scorer("contains", given)
     assert (found.behaviour.name, found.behaviour.better) == ("score:agreement", "lower")
     assert (found.name, found.reference) == ("contains", "claim")
+    assert (
+        found.behaviour.description == "1 where the answer contains the claim, 0 where it does not."
+    )
     plain = scorers.find_scorer("contains", {"better": "lower"}).facts
     assert found.facts == plain | {"label": "agreement", "reference": "claim"}
     assert given["as"] == "agreement", "what was given is as it was"

@@ -17,7 +17,7 @@ from stagelens.wording.trust_words import trust_word
 
 from .blame import blamed, score_drops, stage_drops
 from .finals import shared_stages
-from .judging import judged, limit, number
+from .judging import judged, limit, number, without_empty
 from .report import STATUS, Estimand, GateReport, How, SliceFinding, StageFinding
 from .sides import Compared, compared, measure, train_again
 from .slices import GateSlice, chosen_slices
@@ -90,6 +90,9 @@ def gate(
         notes += train_again(sides, asked.draws, shared, measured, part)
     clusters = _clusters(examples)
     found = judged(sides, kinds, slices, limits, clusters, asked.estimand, same)
+    if not asked.slices:  # slices that nobody named, where a score says nothing of either model
+        found, told = without_empty(found, sides, slices)
+        notes += told
     stages: list[StageFinding] = []
     regressed = [each for each in found if each.verdict == "regressed"]
     if regressed and asked.stages:

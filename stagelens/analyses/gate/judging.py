@@ -90,6 +90,39 @@ def judged(
     return rows
 
 
+def without_empty(
+    found: Sequence[SliceFinding], sides: Sequence[Compared], slices: Sequence[GateSlice]
+) -> tuple[list[SliceFinding], list[str]]:
+    """The findings less those of slices on which neither model has any value of the behaviour.
+
+    There it does not apply: a score of agreement says nothing of prompts without an opinion. Where
+    one of both models has values, the slice stays, and says that they cannot be compared.
+
+    Args:
+        found: As of :func:`judged`.
+        sides: Both models.
+        slices: Those that were judged.
+
+    Returns:
+        What is left, and a note for each behaviour with the slices that are left out.
+    """
+    inside = {(one.by, one.group): one.inside for one in slices}
+    left: list[SliceFinding] = []
+    out: dict[str, list[str]] = {}
+    for one in found:
+        own = inside[one.by, one.group]
+        if any(np.isfinite(s.values[one.behaviour][0][own]).any() for s in sides):
+            left.append(one)
+        else:
+            out.setdefault(one.behaviour, []).append(f"{one.by}={one.group}" if one.by else "all")
+    notes = [
+        f"{name} has no value of either model on {', '.join(names)}, which are left out."
+        for name, names in out.items()
+    ]
+    # Nothing would be left to judge, and that is no pass.
+    return (left, notes) if left else (list(found), [])
+
+
 def _drop(
     sides: Sequence[Compared],
     kind: Behaviour,

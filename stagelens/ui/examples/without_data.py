@@ -208,7 +208,8 @@ def _shown(workspace: Workspace, asked: Asked, found: WithoutData, estimate: flo
         tiles.append(("to first order", estimate, note))
     tiles.append((f"all of {asked.stage}", asked.effect, "effect of the whole stage"))
     show_tiles([(name, gain_text(value, behaviour), note) for name, value, note in tiles])
-    components.text_block(answers(found, ids, workspace.noun))
+    if not workspace.continues_text:  # a next token that stays says little of a whole answer
+        components.text_block(answers(found, ids, workspace.noun))
     components.text_block(f"{how(facts)} {trust.reason}", muted=True)
 
 

@@ -159,7 +159,9 @@ def _told(workspace: Workspace, asked: Asked, found: WithoutData) -> None:
     """What the replay gave: of one example its answers, of several their mean."""
     with st.container(border=True):
         said = sentence(found, asked.behaviour, frozenset(asked.ids))
-        if became := answers(found, frozenset(asked.ids), workspace.noun):
+        became = answers(found, frozenset(asked.ids), workspace.noun)
+        # A next token that stays says little of a whole answer.
+        if became and not workspace.continues_text:
             components.text_block(became)
         components.sentences([said])
         if found.facts.trust.trust != "exact":  # the sentence has its mark; this says why

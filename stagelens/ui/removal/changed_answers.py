@@ -23,6 +23,12 @@ def table(view: RemovalView, compared: Compared, edit: Edit) -> None:
     rows = compared.flipped
     counts = comparison.answer_changes(rows)
     st.header("Flipped answers", anchor=False)
+    if view.workspace.continues_text:
+        components.text_block(
+            "An answer here is the most probable next token after the prompt; what follows it may "
+            "differ where that is the same. Whole answers are scored on the Overview.",
+            muted=True,
+        )
     if rows.empty:
         components.text_block("No answer changed.", muted=True)
         return
