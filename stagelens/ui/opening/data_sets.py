@@ -40,7 +40,8 @@ def ask(at: Source, run: Run) -> None:
             "batches are compared with the recorded hashes.",
         )
         st.button("Use it", key="data-set-use", on_click=_use, args=(Path(at.path), stage.name))
-        if message := st.session_state.pop(_WRONG, None):
+        # Until the next attempt: a page may run again by itself, when a figure has been computed.
+        if message := st.session_state.get(_WRONG):
             components.error_state(message)
         st.caption("One with a collator of its own is given when the dashboard is started:")
         words = f"stagelens app {at.path} --dataset {stage.name}=package.module:name"
@@ -48,6 +49,7 @@ def ask(at: Source, run: Run) -> None:
 
 
 def _use(run: Path, stage: str) -> None:
+    st.session_state.pop(_WRONG, None)
     try:
         given_data.give(run, stage, str(st.session_state.get(_FIELD) or ""))
     except StageLensError as error:
