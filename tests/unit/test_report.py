@@ -323,6 +323,7 @@ def test_tables_print_numbers_and_pictures_as_the_page_did(short_plotly: None) -
 # --------------------------------------------------------------------------------- command line
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_report_and_never_over_a_file(
     whole: Report, digits_run: DemoRun, tmp_path: Path
 ) -> None:
