@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from stagelens.contracts import StageLensError
 from stagelens.effects.results import stored_results
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
@@ -22,6 +21,7 @@ from .options import (
     RunFolder,
     SetOption,
     TaskOption,
+    groups_of,
     opened_with,
 )
 from .terminal import Reporter, print_contributions, say
@@ -73,10 +73,7 @@ def contributions(
     progress: ProgressFile = None,
 ) -> None:
     """Compute what every step and every training example contributed, to first order."""
-    groups = dict(each.split("=", 1) for each in group or [] if "=" in each)
-    # Fewer than given: one lacks its "=", or two name the same column.
-    if len(groups) != len(group or []):
-        raise StageLensError("--group takes COLUMN=VALUE, each column once; for instance label=4")
+    groups = groups_of(group)
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)

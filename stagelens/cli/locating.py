@@ -37,6 +37,7 @@ from .options import (
     SetOption,
     TaskOption,
     chosen_settings,
+    groups_of,
     opened_with,
     own_file,
 )
@@ -92,9 +93,7 @@ def network(
 ) -> None:
     """Find where in the network a stage's effect sits, by undoing its change block by block."""
     check_table_file(out)
-    groups = dict(each.split("=", 1) for each in group or [] if "=" in each)
-    if len(groups) != len(group or []):
-        raise StageLensError("--group takes COLUMN=VALUE, each column once; for instance label=4")
+    groups = groups_of(group)
     with Reporter(own_file(progress)).running() as report:
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +76,20 @@ TimeOption = Annotated[
         "estimated [10m].",
     ),
 ]
+
+
+def groups_of(given: Sequence[str] | None) -> dict[str, str]:
+    """Column to value of ``--group COLUMN=VALUE``, which may be given several times.
+
+    Raises:
+        StageLensError: One lacks its "=", or two name the same column.
+    """
+    groups = dict(each.split("=", 1) for each in given or [] if "=" in each)
+    if len(groups) != len(given or []):
+        raise StageLensError("--group takes COLUMN=VALUE, each column once; for instance label=4")
+    return groups
+
+
 TaskOption = Annotated[
     str | None,
     typer.Option(

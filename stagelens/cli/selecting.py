@@ -22,6 +22,7 @@ from .options import (
     ProgressFile,
     RunFolder,
     TaskOption,
+    groups_of,
     opened_with,
 )
 from .table_files import check_table_file, write_table
@@ -46,7 +47,10 @@ def select(
     stage: Annotated[str, typer.Option(help="The stage whose training examples are ordered.")],
     target: Annotated[
         str | None,
-        typer.Option(metavar="SET", help="The evaluation set that is to become better [as --set]."),
+        typer.Option(
+            metavar="SET",
+            help="The evaluation set that is to become better; by default the only one, or test.",
+        ),
     ] = None,
     group: Annotated[
         list[str] | None,
@@ -102,9 +106,7 @@ def select(
         raise StageLensError(f"--keep {keep:g} is no share; give one above 0 and at most 1")
     if prove in (1, 2):
         raise StageLensError("--prove takes 3 draws or more: fewer have no interval")
-    groups = dict(each.split("=", 1) for each in group or [] if "=" in each)
-    if len(groups) != len(group or []):
-        raise StageLensError("--group takes COLUMN=VALUE, each column once; for instance label=4")
+    groups = groups_of(group)
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         from stagelens.analyses.contributions.contribution_table import Question

@@ -25,6 +25,7 @@ from .options import (
     RunFolder,
     SetOption,
     TaskOption,
+    groups_of,
     opened_with,
     with_columns,
 )
@@ -100,9 +101,7 @@ def training_data(
     check_table_file(groups_out)
     if groups_out is not None and by is None:
         raise StageLensError("--groups-out needs --by COLUMN, which says what the groups are")
-    groups = dict(each.split("=", 1) for each in group or [] if "=" in each)
-    if len(groups) != len(group or []):
-        raise StageLensError("--group takes COLUMN=VALUE, each column once; for instance label=4")
+    groups = groups_of(group)
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         from stagelens.analyses.contributions.computing import contribute

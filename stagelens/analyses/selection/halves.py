@@ -7,6 +7,7 @@ import numpy as np
 from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.contracts import StageLensError
 from stagelens.runs.schema import digest
+from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 
@@ -27,7 +28,7 @@ def halves(examples: EvaluationSet, question: Question) -> tuple[Question, Quest
     wanted = set(question.of(examples))
     table = examples.table()
     table = table[table["example_id"].isin(wanted)]
-    source = table["cluster" if "cluster" in table else "example_id"].astype(str)
+    source = table[CLUSTER if CLUSTER in table else "example_id"].astype(str)
     # By a digest, so that neither order nor time of the sources tells the halves apart.
     keys = sorted(source.unique(), key=lambda name: digest("half", examples.digest, name))
     first = source.isin(keys[: (len(keys) + 1) // 2]).to_numpy()

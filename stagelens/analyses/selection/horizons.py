@@ -70,16 +70,14 @@ def try_horizons(
     overall, found = Progress(progress), []
     for number, horizon in enumerate(horizons):
         part = overall.part(number / len(horizons), (number + 1) / len(horizons))
-        ranking = rank(
-            *(run, stage, set_name, question, horizon, behaviour), Progress(part).part(0.0, 0.7)
-        )
+        ranking = rank(*(run, stage, set_name, question, horizon, behaviour), part.part(0.0, 0.7))
         value = float("nan")
         if len(horizons) > 1:
             proof = prove(
                 *(run, stage, set_name, question, ranking, ranking.kept(keep)),
                 draws=DRAWS,
                 kinds=("chosen",),
-                progress=Progress(part).part(0.7, 1.0),
+                progress=part.part(0.7, 1.0),
             )
             value = float(np.mean(proof.values("chosen", ranking.facts.behaviour.name)))
         found.append(Tried(ranking, value))

@@ -177,10 +177,6 @@ class Proof:
         ]
         return rows.sort_values("draw")["value"].to_numpy(float)
 
-    def mean(self, trained_on: TrainedOn, behaviour: str) -> DrawInterval:
-        """Of such a model, with the interval over draws."""
-        return interval_over_draws(self.values(trained_on, behaviour), "runs")
-
     def gain(self, over: TrainedOn, behaviour: str) -> DrawInterval:
         """By how much the chosen examples are better than others, on the credit scale, paired."""
         sign = self.behaviour(behaviour).sign
