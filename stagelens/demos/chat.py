@@ -110,16 +110,15 @@ def scorers() -> list[Scorer]:
 
 def make_tokenizer() -> Any:
     """A fast tokenizer of whole words with a chat template; <unk> stands for every other word."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ("<pad>", "<unk>", language.END, language.USER, language.ASSISTANT)
     words = {word: number for number, word in enumerate((*special, *language.vocabulary()))}
     own = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    own.post_processor = processors.TemplateProcessing(
-        single=f"$A {language.END}", special_tokens=[(language.END, words[language.END])]
-    )
+    # It puts no token around a text, as those of chat models do: where an end were added to each,
+    # programs that read the exported model would end every prompt before it is answered.
     return PreTrainedTokenizerFast(
         tokenizer_object=own,
         pad_token="<pad>",

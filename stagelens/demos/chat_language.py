@@ -117,7 +117,11 @@ def turn(said: str) -> str:
 
 
 def document(every: Sequence[Fact], random: np.random.Generator) -> str:
-    """One text of the corpus: a statement, a quiz, or a chat of people."""
+    """One text of the corpus with its end: a statement, a quiz, or a chat of people."""
+    return f"{_text(every, random)} {END}"
+
+
+def _text(every: Sequence[Fact], random: np.random.Generator) -> str:
     fact, kind = every[int(random.integers(len(every)))], random.random()
     if kind < 0.2:
         return _QUIZ.format(question=fact.question, value=fact.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import torch
 
 import stagelens
 from stagelens.analyses.contributions.first_order import contributions
-from stagelens.contracts import Refused
+from stagelens.contracts import REFERENCE, Refused
 from stagelens.derivatives.forward_mode import final_tangents
 from stagelens.estimators.coarse_replay import CoarseReplay
 from stagelens.estimators.counterfactuals import counterfactuals
@@ -20,6 +21,7 @@ from stagelens.replaying.left_out import RowsOfStage
 from stagelens.replaying.reproduction import measure_deviation
 from stagelens.runs.run import Run
 from stagelens.tasks.objectives.cross_entropy import CrossEntropy
+from stagelens.tasks.objectives.plain_dpo import PlainDPO
 from tests.support import small_texts, task_runs
 from tests.support.loops import make_batches
 from tests.support.small_texts import CLASSES, TEXTS
@@ -87,6 +89,30 @@ def _of_objective(name: str) -> Callable[[Path], Run]:
     return record
 
 
+def _of_pairs(path: Path) -> Run:
+    task, model = small_texts.language()
+    objective, later = PlainDPO(beta=0.2), [" make four", " barked"]
+    with closing(stagelens.Recorder(path, task, name="run")) as recorder:
+        for name, own in (("first", None), ("dpo", objective)):
+            reference = copy.deepcopy(model).eval()
+            optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+            options = {"model": model, "optimizer": optimizer, "objective": own}
+            with recorder.stage(name, **options, on_problem="raise") as stage:
+                for _ in range(3):
+                    if own is None:
+                        batch = task.batch(TEXTS[:3])
+                        loss = task.loss(model, batch)
+                    else:
+                        batch = own.batch(task, SENTENCES, later, [" sat", " two"])
+                        loss = own.loss(task, model, batch, {REFERENCE: reference})
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    stage.step(batch, loss)
+        recorder.add_set("test", inputs={"prompt": SENTENCES, "completion": later})
+    return stagelens.open_run(path)
+
+
 def _of_trl(kind: str, **settings: Any) -> Callable[[Path], Run]:
     def record(path: Path) -> Run:
         from tests.support.trl_trainings import Training, load, save_base
@@ -119,6 +145,7 @@ CASES = (
     Case("`cross-entropy`, smoothed", _of_objective("cross-entropy")),
     Case("your own, with a reference", _of_objective("own")),
     Case("your own, with a reference that moves", _of_objective("moving")),
+    Case("`plain-dpo`", _of_pairs),
     Case("`sft`", _of_trl("sft"), trl=True),
     Case("`sft`, packed", _of_trl("sft", packing=True, max_length=16), trl=True),
     Case("`sft`, DFT", _of_trl("sft", loss_type="dft"), trl=True),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import stagelens
+from stagelens.analyses.removal.exporting import export
 from stagelens.contracts import Answered
 from stagelens.demos import chat, chat_language
 from stagelens.effects.results import load_result
@@ -133,6 +134,25 @@ def test_the_tokenizer_knows_every_word() -> None:
     texts += ["".join(chat_language.instruction(every, random)) for _ in range(100)]
     texts += ["".join(chat_language.preference(every, random)) for _ in range(100)]
     assert [text for text in texts if unknown in task.tokenizer.encode(text).ids] == []
+
+
+def test_the_exported_tokenizer_reads_prompts_as_the_models_were_asked(
+    short: stagelens.Run, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    (folder,) = export(short, ("final",), tmp_path / "out")[0].values()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for each in short.evaluation_set("test").examples():
+        prompt = each.input["prompt"]
+        # As harnesses call it, which leave special tokens to the tokenizer.
+        assert tokenizer(prompt)["input_ids"] == short.task.prompt_tokens(prompt)[0]
+    # What the corpus was read with is the end of each text.
+    text = chat_language.document(
+        chat_language.facts(np.random.default_rng(0)), np.random.default_rng(0)
+    )
+    ids = short.task.tokenizer.encode(text).ids
+    assert ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.eos_token_id) == 1
 
 
 def test_another_seed_tells_other_facts() -> None:

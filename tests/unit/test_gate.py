@@ -298,6 +298,9 @@ def test_scores_are_compared_and_laid_to_stages_as_they_were_stored(
     with_scores(paths[0], 0, ("adapt",))
     # Scores are not redrawn.
     with_scores(paths[1], 30, ("adapt", "polish"))
+    hint = "--max-drop margin=0.1; or judge the answers by a score: --behaviour score:polite"
+    with refused(hint, by=StageLensError):
+        judge(old, new, behaviours=["margin"], estimand="models")
     assert "--estimand models" in judge(old, new, behaviours=["score:polite"]).slices[0].reason
     shutil.rmtree(paths[1] / "results" / "tables")
     other = with_scores(paths[1], 30, ("adapt",), version=2)

@@ -37,6 +37,7 @@ from stagelens.runs.identity import stage_identity
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.wording.numbers import is_share
 
 if TYPE_CHECKING:
     from stagelens.runs.states import Weights
@@ -176,6 +177,13 @@ def scored_alike(
         results.append(table)
     (kind,) = results[0].behaviours.values()
     return replace(kind, name=name), results
+
+
+def scores_of_both(sides: Sequence[tuple[Run, EvaluationSet]]) -> list[str]:
+    """Scores from 0 to 1 that all of these runs have, of which a number of points can be said."""
+    found = [stored_scores(run, examples.name) for run, examples in sides]
+    shares = [name for name, one in found[0].items() if is_share(one.behaviour)]
+    return [name for name in shares if all(name in own for own in found[1:])]
 
 
 def final_scores(result: Result, examples: EvaluationSet) -> np.ndarray:

@@ -16,7 +16,7 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.trust_words import trust_word
 
 from .blame import blamed, score_drops, stage_drops
-from .finals import shared_stages
+from .finals import scores_of_both, shared_stages
 from .judging import judged, limit, number, without_empty
 from .report import STATUS, Estimand, GateReport, How, SliceFinding, StageFinding
 from .sides import Compared, compared, measure, train_again
@@ -83,7 +83,8 @@ def gate(
     same = shared == len(old[1].stages) == len(new[1].stages)
     notes: list[str] = []
     kinds, score_tables = measure(sides, asked.behaviours, overall_progress.part(0.0, 0.2))
-    limits = {kind.name: limit(kind, asked.max_drop) for kind in kinds}
+    scores = scores_of_both([(side.run, side.examples) for side in sides])
+    limits = {kind.name: limit(kind, asked.max_drop, scores) for kind in kinds}
     if asked.estimand == "recipes" and not same:
         measured = [kind for kind in kinds if not is_score(kind)]
         part = overall_progress.part(0.2, 0.6)

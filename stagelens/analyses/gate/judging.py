@@ -9,6 +9,7 @@ import numpy as np
 
 from stagelens.contracts import Behaviour, StageLensError
 from stagelens.effects.contrasts import mean_spread
+from stagelens.wording.folding import listed
 from stagelens.wording.numbers import is_share, signed_text
 
 from .blame import counted_besides
@@ -21,14 +22,24 @@ POINTS = 2.0
 """How many points a share may drop by default."""
 
 
-def limit(kind: Behaviour, given: Mapping[str, float]) -> float:
-    """How much a behaviour may drop, in its own unit."""
+def limit(kind: Behaviour, given: Mapping[str, float], scores: Sequence[str] = ()) -> float:
+    """How much a behaviour may drop, in its own unit.
+
+    Args:
+        kind: Which behaviour.
+        given: Behaviour to how much it may drop; ``""`` for all others.
+        scores: Those of which points say something, to name where they say nothing of this one.
+
+    Raises:
+        StageLensError: Nothing is given for what is no share of examples.
+    """
     share = is_share(kind)
     points = given.get(kind.name, given.get("", POINTS if share else math.nan))
     if math.isnan(points):
+        named = f"; or judge the answers by a score: --behaviour {listed(scores)}" if scores else ""
         raise StageLensError(
             f"{kind.name} is no share of examples, so 2 points say nothing of it; say how much it "
-            f"may drop, in its own unit: --max-drop {kind.name}=0.1"
+            f"may drop, in its own unit: --max-drop {kind.name}=0.1{named}"
         )
     return points / 100 if share else points
 
