@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stagelens.contracts import ACCURACY, StageLensError
-from stagelens.runs.run import Run, Stage
+from stagelens.runs.files import atomic_path, check_writable
 from stagelens.wording.numbers import count_text, phrase, value_text
 from stagelens.wording.signs import POSITIVE_IS, gain_range_text, gain_text
-from stagelens.wording.trust_words import FIRST_ORDER
 
 from .given_data import DatasetOption
 from .options import (
@@ -29,9 +28,7 @@ from .table_files import check_table_file, write_table
 from .terminal import Reporter, Table, print_table, say
 
 if TYPE_CHECKING:
-    from stagelens.analyses.selection.horizons import Tried
-    from stagelens.analyses.selection.tables import Proof
-    from stagelens.contracts import Behaviour
+    from stagelens.analyses.selection.outcomes import Outcome
 
 commands = typer.Typer()
 
@@ -59,6 +56,10 @@ def select(
             help="Only the target's examples with this value; may be given several times.",
         ),
     ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this example of the target; may be given several times."),
+    ] = None,
     behaviour: Annotated[
         str | None, typer.Option(help="What is to become better [loss, else the first].")
     ] = None,
@@ -76,7 +77,9 @@ def select(
     distinct: Annotated[
         bool,
         typer.Option(
-            "--distinct", help="Of examples that are nearly the same text, keep only the best."
+            "--distinct",
+            help="Of texts that are nearly the same, and of one input with several labels, keep "
+            "only the best.",
         ),
     ] = False,
     prove: Annotated[
@@ -93,6 +96,14 @@ def select(
         Path | None,
         typer.Option(help="Write the kept examples, best first, to this .parquet or .csv file."),
     ] = None,
+    indices: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Write their rows in the recorded data set to this file, for datasets' select and "
+            "for samplers of PyTorch.",
+        ),
+    ] = None,
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
@@ -102,6 +113,10 @@ def select(
 ) -> None:
     """Order a stage's examples by how much each helps a target, and choose the best."""
     check_table_file(out)
+    if indices is not None:
+        if indices.suffix != ".json":
+            raise StageLensError(f"{indices}: name the file .json")
+        check_writable(indices)
     if not 0 < keep <= 1:
         raise StageLensError(f"--keep {keep:g} is no share; give one above 0 and at most 1")
     if prove in (1, 2):
@@ -110,108 +125,75 @@ def select(
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         from stagelens.analyses.contributions.contribution_table import Question
-        from stagelens.analyses.selection.halves import halves
-        from stagelens.analyses.selection.horizons import try_horizons, usual_horizons
-        from stagelens.analyses.selection.proving import prove as replay_choice
-        from stagelens.contracts import Progress
+        from stagelens.analyses.selection.choosing import choose
+        from stagelens.analyses.selection.exporting import row_numbers
+        from stagelens.analyses.selection.outcomes import Wanted, usual_horizons
+        from stagelens.analyses.selection.ranking import target_behaviour
+        from stagelens.analyses.selection.sentences import chosen, cost
 
         own = opened.stage(stage)
-        examples = opened.evaluation_set(target)
-        asked = judges = Question(groups=groups)
-        if prove:
-            asked, judges = halves(examples, asked)
-        overall = Progress(report)
-        ranked = overall.part(0.0, 0.5 if prove else 1.0)
-        tried = try_horizons(
-            *(opened, own, examples.name, asked, keep),
-            horizon or usual_horizons(own.steps),
-            behaviour,
-            ranked,
+        wanted = Wanted(
+            stage=stage,
+            set_name=opened.evaluation_set(target).name,
+            question=Question(ids=tuple(example or ()), groups=groups),
+            behaviour=target_behaviour(opened, behaviour).name,
+            horizons=tuple(horizon or usual_horizons(own.steps)),
+            keep=keep,
+            distinct=distinct,
+            draws=prove,
         )
-        best = tried[0].ranking
-        alike = _alike(opened, own) if distinct else None
-        kept = best.kept(keep, alike)
-        proof = None
-        if prove:
-            proof = replay_choice(
-                *(opened, own, examples.name, judges, best, kept, prove),
-                progress=overall.part(0.5, 1.0),
-            )
-    kind = best.facts.behaviour.behaviour()
-    asked_of = f"{count_text(best.facts.count)} of {examples.name}"
-    say(
-        f"{len(kept):,} of {count_text(len(best.table), 'training example')} of {stage} kept: "
-        f"those that help the {phrase(kind)} of {asked_of} most, {best.facts.horizon:,} steps "
-        f"later ({FIRST_ORDER})"
-    )
-    _print_horizons(tried, kind)
-    if proof is not None:
-        _print_proof(proof, stage)
+        say(cost(opened, wanted))
+        outcome = choose(opened, wanted, report)
+        rows = None if indices is None else row_numbers(outcome.kept, stage)
+    say(chosen(outcome))
+    _print_horizons(outcome)
+    _print_proof(outcome)
     if out is not None:
-        rows = best.table.set_index("example_id").loc[kept].reset_index()
-        write_table(out, rows)
+        write_table(out, outcome.kept)
+    if indices is not None and rows is not None:
+        with atomic_path(indices) as temporary:
+            temporary.write_text(json.dumps(rows), encoding="utf-8")
+        say(f"{indices}: {count_text(len(rows), 'row')}")
 
 
-def _alike(run: Run, stage: Stage) -> Mapping[str, Collection[str]]:
-    """Near duplicates within the stage."""
-    from stagelens.analyses.training_data.computing import training_data
-
-    found = training_data(run, stage.name).duplicates
-    alike: dict[str, set[str]] = {}
-    if found is not None:
-        within = found[(found["where"] == "stage") & (found["place"] == stage.name)]
-        for one, other in zip(within["example_id"], within["other_id"], strict=True):
-            alike.setdefault(str(one), set()).add(str(other))
-            alike.setdefault(str(other), set()).add(str(one))
-    return alike
-
-
-def _print_horizons(tried: list[Tried], kind: Behaviour) -> None:
-    if len(tried) < 2:
+def _print_horizons(outcome: Outcome) -> None:
+    trials, kind = outcome.facts.trials, outcome.behaviour
+    if len(trials) < 2:
         return
     table = Table("Horizons, each judged by replaying its choice")
     table.add_column("steps later", justify="right")
     table.add_column(f"{phrase(kind)} of the target", justify="right")
-    for one in sorted(tried, key=lambda each: each.ranking.facts.horizon):
-        chosen = " *" if one is tried[0] else ""
-        table.add_row(f"{one.ranking.facts.horizon:,}{chosen}", value_text(one.value, kind))
+    for one in trials:
+        mark = " *" if one.horizon == outcome.facts.ranking.horizon else ""
+        table.add_row(f"{one.horizon:,}{mark}", value_text(one.mean, kind))
     print_table(table)
 
 
-def _print_proof(proof: Proof, stage: str) -> None:
+def _print_proof(outcome: Outcome) -> None:
     """What replays gave: per behaviour one row per part, with the paired difference."""
-    draws = proof.table["draw"].nunique()
-    target = proof.facts.ranking.behaviour.name
-    for facts in proof.facts.behaviours:
+    from stagelens.analyses.selection.sentences import FILLED_UP_BY_NOTHING, trained_on
+
+    if outcome.proof is None:
+        return
+    draws = outcome.facts.wanted.draws
+    for facts in outcome.facts.behaviours:
         kind = facts.behaviour()
-        measured = (proof.table["behaviour"] == kind.name).any()
-        if kind.name not in (target, ACCURACY.name) or not measured:
+        measured = outcome.measured(kind.name)
+        if kind.name not in (outcome.behaviour.name, ACCURACY.name) or not measured:
             continue
         table = Table(f"{phrase(kind)} by replay, {draws} draws, on examples that did not choose")
-        table.add_column(f"{stage} trained on")
+        table.add_column(f"{outcome.facts.wanted.stage} trained on")
         table.add_column("mean", justify="right")
         table.add_column("chosen is better by", justify="right")
         table.add_column("95 % interval", justify="right")
-        names = {
-            "chosen": f"the chosen {proof.facts.kept:,}",
-            "random": f"random {proof.facts.kept:,}",
-            "worst": f"the worst {proof.facts.kept:,}",
-            "all": f"all {proof.facts.of:,}",
-        }
-        for part, words in names.items():
-            mean = value_text(float(proof.values(part, kind.name).mean()), kind)  # type: ignore[arg-type]
+        for part, size, mean in measured:
+            row = [trained_on(part, size), value_text(mean.mean, kind)]
             if part == "chosen":
-                table.add_row(words, mean, "", "")
+                table.add_row(*row, "", "")
                 continue
-            gain = proof.gain(part, kind.name)  # type: ignore[arg-type]
-            table.add_row(
-                words,
-                mean,
-                gain_text(gain.mean * kind.sign, kind),
-                gain_range_text(gain.low * kind.sign, gain.high * kind.sign, kind),
-            )
+            gain = outcome.proof.gain(part, kind.name)
+            ends = gain_range_text(gain.low * kind.sign, gain.high * kind.sign, kind)
+            table.add_row(*row, gain_text(gain.mean * kind.sign, kind), ends)
         print_table(table)
-    say(
-        "Rows left out leave the batches that were drawn, and no others come in their place. "
-        + POSITIVE_IS.replace("because of the stage", "with the chosen examples")
-    )
+    better = POSITIVE_IS.replace("because of the stage", "with the chosen examples")
+    say(f"{FILLED_UP_BY_NOTHING} {better}")

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.selection.halves import halves
-from stagelens.analyses.selection.horizons import try_horizons, usual_horizons
+from stagelens.analyses.selection.horizons import try_horizons
+from stagelens.analyses.selection.outcomes import usual_horizons
 from stagelens.analyses.selection.proving import prove
 from stagelens.analyses.selection.tables import Proof, Ranking
 from stagelens.runs.run import Run, Stage
@@ -83,7 +84,9 @@ def main() -> None:
             best = tried[0].ranking
             kept = best.kept(0.5)
             proof = prove(run, stage, "test", judges, best, kept, options.draws)
-            curve = ", ".join(f"{t.ranking.facts.horizon}: {t.value:.4f}" for t in tried)
+            curve = ", ".join(
+                f"{t.ranking.facts.horizon}: {np.mean(t.values):.4f}" for t in tried if t.values
+            )
             print(
                 f"{name} seed {seed}, {time.process_time() - began:.0f} s of processor time: "
                 f"horizon {best.facts.horizon} ({curve})",

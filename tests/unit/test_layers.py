@@ -70,7 +70,7 @@ LIGHT = {
     "stagelens.tasks.built_in": HEAVY,
     "stagelens.estimators.registry": HEAVY,
     "stagelens.analyses.spurious.feature_table": HEAVY,
-    "stagelens.analyses.selection.tables": HEAVY,
+    "stagelens.analyses.selection.sentences": HEAVY,
     "stagelens.analyses.training_data.tables": HEAVY,
     "stagelens.analyses.without_data.stored": HEAVY,
     "stagelens.ui": HEAVY - {"streamlit"},

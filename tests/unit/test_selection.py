@@ -157,7 +157,7 @@ def test_the_mean_is_over_every_value_of_an_example_whichever_step_gave_it() -> 
 def test_of_those_that_are_alike_the_best_is_kept_until_no_others_are_left() -> None:
     ranking = Ranking(None, pd.DataFrame({"example_id": list("abcd")}))  # type: ignore[arg-type]
     assert ranking.kept(0.5) == ["a", "b"]
-    alike = {"a": {"b"}, "b": {"a"}}
+    alike = {"a": 0, "b": 0}
     assert ranking.kept(0.5, alike) == ["a", "c"]
     assert ranking.kept(0.75, alike) == ["a", "c", "d"] and ranking.kept(1.0, alike)[-1] == "b"
     assert (count_kept(3, 0.5), count_kept(10, 0.01), count_kept(10, 1.0)) == (2, 1, 10)

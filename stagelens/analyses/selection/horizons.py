@@ -11,12 +11,10 @@ from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.contracts import Progress, ProgressCallback, no_progress
 from stagelens.runs.run import Run, Stage
 
+from .outcomes import TRIALS
 from .proving import prove
 from .ranking import rank
 from .tables import Ranking
-
-DRAWS = 2
-"""Draws that judge a horizon: enough to tell a good one from a bad one, not two good ones."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +23,11 @@ class Tried:
 
     Attributes:
         ranking: Made with it.
-        value: The target's behaviour, the mean over a few draws.
+        values: The target's mean behaviour, by draw; none of a horizon that is not judged.
     """
 
     ranking: Ranking
-    value: float
-
-
-def usual_horizons(steps: int) -> list[int]:
-    """A tenth of a stage, a third, and all of it: which is best depends on the learning rate."""
-    return sorted({max(1, steps // 10), max(1, steps // 3), max(1, steps)})
+    values: tuple[float, ...] = ()
 
 
 def try_horizons(
@@ -59,7 +52,7 @@ def try_horizons(
         set_name: The evaluation set that the target is of.
         question: Which of its examples.
         keep: The share of the stage's examples that is chosen.
-        horizons: In steps. A single one is not replayed, and its value is NaN.
+        horizons: In steps. A single one is not replayed.
         behaviour: What is to become better; see :func:`~.ranking.target_behaviour`.
         progress: Called for every step.
 
@@ -71,15 +64,17 @@ def try_horizons(
     for number, horizon in enumerate(horizons):
         part = overall.part(number / len(horizons), (number + 1) / len(horizons))
         ranking = rank(*(run, stage, set_name, question, horizon, behaviour), part.part(0.0, 0.7))
-        value = float("nan")
+        values: tuple[float, ...] = ()
         if len(horizons) > 1:
             proof = prove(
                 *(run, stage, set_name, question, ranking, ranking.kept(keep)),
-                draws=DRAWS,
+                draws=TRIALS,
                 kinds=("chosen",),
                 progress=part.part(0.7, 1.0),
             )
-            value = float(np.mean(proof.values("chosen", ranking.facts.behaviour.name)))
-        found.append(Tried(ranking, value))
+            values = tuple(proof.values("chosen", ranking.facts.behaviour.name).tolist())
+        found.append(Tried(ranking, values))
+    if len(found) == 1:
+        return found
     sign = found[0].ranking.facts.behaviour.behaviour().sign
-    return sorted(found, key=lambda tried: -sign * tried.value) if len(found) > 1 else found
+    return sorted(found, key=lambda tried: -sign * float(np.mean(tried.values)))

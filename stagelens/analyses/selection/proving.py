@@ -20,9 +20,7 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, Weights
 from stagelens.runs.training_rows import training_rows
 
-from .tables import PROVED, Proof, ProofFacts, Ranking, TrainedOn, load_proof, proof_path
-
-KINDS: tuple[TrainedOn, ...] = ("all", "chosen", "random", "worst")
+from .tables import KINDS, PROVED, Proof, ProofFacts, Ranking, TrainedOn, load_proof, proof_path
 
 
 def prove(

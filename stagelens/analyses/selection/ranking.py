@@ -132,28 +132,29 @@ def mean_by_use(rows: TrainingRows, found: Sequence[StepContribution]) -> np.nda
     return means
 
 
-def _numbers(stage: Stage, rows: TrainingRows) -> list[int | None]:
-    """Each example's row of the recorded data set; None without one."""
+def _numbers(stage: Stage, rows: TrainingRows) -> list[str | None]:
+    """Each example's rows of the recorded data set, with blanks between; None without one."""
     steps = stage.read_steps()
-    by_step: dict[int, list[int]] = {}
-    found: list[int | None] = []
-    for step, position in zip(rows.table["step"], rows.table["position"], strict=True):
-        if step not in by_step:
-            batches = steps[int(step)].batches or []
-            by_step[step] = [row for micro in batches for row in micro.rows or ()]
-        own = by_step[step]
-        found.append(own[position] if position < len(own) else None)
+    by_step = [
+        [row for micro in steps[step].batches or [] for row in micro.rows or ()]
+        for step in range(len(steps))
+    ]
+    found: list[str | None] = []
+    for used, positions in zip(rows.table["steps"], rows.table["positions"], strict=True):
+        places = zip(used, positions, strict=True)
+        own = {by_step[int(s)][int(p)] for s, p in places if p < len(by_step[int(s)])}
+        found.append(" ".join(map(str, sorted(own))) or None)
     return found
 
 
-def _table(rows: TrainingRows, values: np.ndarray, numbers: Sequence[int | None]) -> pd.DataFrame:
+def _table(rows: TrainingRows, values: np.ndarray, numbers: Sequence[str | None]) -> pd.DataFrame:
     table = rows.table
     ranked = pd.DataFrame(
         {
             "example_id": table["example_id"],
             "label": table["label"],
             "uses": table["uses"],
-            "row": pd.array(numbers, dtype="Int64"),
+            "rows": pd.array(numbers, dtype="string"),
             "value": values,
         },
         columns=list(COLUMNS),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,20 +21,21 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
-_METHOD = 1
+_METHOD = 2
 """Part of every key; raised when what is stored changes."""
 
 COLUMNS = {
     "example_id": "string",
     "label": "string",
     "uses": "int64",
-    "row": "Int64",
+    "rows": "string",
     "value": "float64",
 }
 """One row per training example, the most helpful first.
 
 ``value`` is its mean contribution to the target per use, on the credit scale: positive where it
-helped. ``row`` is its number in the recorded data set, missing without one.
+helped. ``rows`` are its numbers in the recorded data set, with blanks between where the data set
+has it several times; missing without a data set.
 """
 
 PROVED = {"draw": "int64", "trained_on": "string", "behaviour": "string", "value": "float64"}
@@ -43,6 +44,7 @@ PROVED = {"draw": "int64", "trained_on": "string", "behaviour": "string", "value
 TrainedOn = Literal["all", "chosen", "random", "worst"]
 """What the stage of a replayed model has of its examples; ``worst`` are as many as are chosen, from
 the other end of the ranking."""
+KINDS: tuple[TrainedOn, ...] = ("all", "chosen", "random", "worst")
 
 
 class RankingFacts(BaseModel):
@@ -81,27 +83,24 @@ class Ranking:
         """Of the examples, in order."""
         return [str(name) for name in self.table["example_id"]]
 
-    def kept(self, share: float, alike: Mapping[str, Collection[str]] | None = None) -> list[str]:
+    def kept(self, share: float, alike: Mapping[str, int] | None = None) -> list[str]:
         """The best of them.
 
         Args:
             share: Of all examples, above 0 and at most 1; at least one is kept.
-            alike: Example to its near duplicates. Of those that are alike only the best is kept,
-                and others take the place of the rest, as long as there are others.
+            alike: Example to the number of the group of examples that are nearly the same. Of a
+                group only the best is kept, and others take the place of the rest, as long as
+                there are others. Examples without a group are like no other.
         """
-        count = count_kept(len(self.table), share)
-        if not alike:
-            return self.ids[:count]
         first: list[str] = []
         later: list[str] = []
-        taken: set[str] = set()
+        taken: set[int] = set()
         for name in self.ids:
-            if taken.isdisjoint(alike.get(name, ())):
-                first.append(name)
-                taken.add(name)
-            else:
-                later.append(name)
-        return [*first, *later][:count]
+            group = None if alike is None else alike.get(name)
+            (later if group in taken else first).append(name)
+            if group is not None:
+                taken.add(group)
+        return [*first, *later][: count_kept(len(self.table), share)]
 
 
 def count_kept(count: int, share: float) -> int:

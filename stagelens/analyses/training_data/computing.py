@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from stagelens.contracts import Progress, ProgressCallback, RunError, no_progress
 from stagelens.runs.run import Run
 from stagelens.runs.sets.columns import SetColumns
@@ -13,7 +15,7 @@ from .columns import add_columns
 from .duplicates import duplicates
 from .looks import looks
 from .measuring import measure_rows
-from .tables import TrainingData, load, stage_of
+from .tables import DuplicateFacts, TrainingData, load, stage_of
 
 
 def training_data(
@@ -38,21 +40,10 @@ def training_data(
     """
     stage = stage_of(run, stage_name)
     told = Progress(progress)
-    tables, left_out = {}, {}
-    for number, each in enumerate(run.stages):
-        part = told.part(0.3 * number / len(run.stages), 0.3 * (number + 1) / len(run.stages))
-        try:
-            stage_of(run, each.name)
-        except RunError as error:
-            left_out[each.name] = str(error)
-            continue
-        rows = training_rows(run, each, part)
-        tables[each.name] = rows.table, looks(run, each, rows.table)[1]
-        if each is stage:
-            own = rows
+    duplicates_of(run, stage_name, told.part(0.0, 0.5))
+    own = training_rows(run, stage)
     if columns_file is not None:
         add_columns(run, stage, own.table, columns_file, columns or SetColumns())
-    duplicates(run, tables, left_out, told.part(0.3, 0.5))
     measure_rows(run, stage, own.table, own.facts.shown, told.part(0.5, 1.0))
     found = load(run, stage.name)
     if found is None:
@@ -61,3 +52,34 @@ def training_data(
             "start the command again"
         )
     return found
+
+
+def duplicates_of(
+    run: Run, stage_name: str, progress: ProgressCallback = no_progress
+) -> tuple[DuplicateFacts, pd.DataFrame]:
+    """Where else training examples occur, of all stages whose batches are at hand.
+
+    Args:
+        run: The run.
+        stage_name: A stage that has to be among them.
+        progress: Called while it is computed; what is there already is read from disk.
+
+    Returns:
+        Facts, and rows of ``tables.DUPLICATES`` of all stages.
+
+    Raises:
+        RunError: There is no such stage, or its batches are not at hand.
+    """
+    stage_of(run, stage_name)
+    told = Progress(progress)
+    tables, left_out = {}, {}
+    for number, each in enumerate(run.stages):
+        part = told.part(0.6 * number / len(run.stages), 0.6 * (number + 1) / len(run.stages))
+        try:
+            stage_of(run, each.name)
+        except RunError as error:
+            left_out[each.name] = str(error)
+            continue
+        rows = training_rows(run, each, part)
+        tables[each.name] = rows.table, looks(run, each, rows.table)[1]
+    return duplicates(run, tables, left_out, told.part(0.6, 1.0))

@@ -1,0 +1,77 @@
+"""Choosing what to train on next: examples ordered, the best kept, and the choice replayed."""
+
+from __future__ import annotations
+
+from stagelens.contracts import ACCURACY, Progress, ProgressCallback, no_progress
+from stagelens.effects.results import BehaviourFacts
+from stagelens.runs.run import Run
+
+from .alike import near_duplicates
+from .horizons import try_horizons
+from .outcomes import Outcome, OutcomeFacts, Trial, Wanted, load_outcome, outcome_path, save_outcome
+from .proving import prove
+
+_SWEEP = 20.0
+"""What ordering by one horizon takes, in replays."""
+
+
+def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -> Outcome:
+    """Order a stage's examples, keep the best, and prove the choice; read from disk where stored.
+
+    What is replayed is stored model by model, so that a call which was broken off goes on.
+
+    Args:
+        run: The run.
+        wanted: Which examples, for what.
+        progress: Called for every step.
+
+    Raises:
+        SetError: The question names what the set does not have.
+        StageLensError: The target has too few examples to prove anything.
+        Refused: The stage has no derivatives, or it or a later one cannot be replayed.
+    """
+    examples = run.evaluation_set(wanted.set_name)
+    stored = load_outcome(run, examples, outcome_path(run, examples, wanted))
+    if stored is not None:
+        return stored
+    stage = run.stage(wanted.stage)
+    ranks, judges = wanted.sides(examples)
+    overall = Progress(progress)
+    tried = try_horizons(
+        *(run, stage, examples.name, ranks, wanted.keep, wanted.horizons, wanted.behaviour),
+        overall.part(0.0, _ranked_part(wanted)),
+    )
+    best = tried[0].ranking
+    alike = near_duplicates(run, stage.name) if wanted.distinct else {}
+    chosen = best.kept(wanted.keep, alike)
+    if wanted.draws:
+        prove(
+            *(run, stage, examples.name, judges, best, chosen, wanted.draws),
+            progress=overall.part(_ranked_part(wanted), 1.0),
+        )
+    passed_over = set(best.kept(wanted.keep)) - set(chosen)
+    facts = OutcomeFacts(
+        run_digest=run.digest,
+        set_digest=examples.digest,
+        wanted=wanted,
+        ranking=best.facts,
+        trials=tuple(
+            Trial(horizon=one.ranking.facts.horizon, values=one.values)
+            for one in sorted(tried, key=lambda each: each.ranking.facts.horizon)
+        ),
+        of=len(best.table),
+        judged=len(judges.of(examples)) if wanted.draws else 0,
+        alike=len(passed_over),
+        behaviours=tuple(BehaviourFacts.of(k) for k in (*run.task.behaviour_kinds, ACCURACY)),
+    )
+    kept = best.table.set_index("example_id", drop=False).loc[chosen].reset_index(drop=True)
+    path = save_outcome(run, examples, facts, kept)
+    found = load_outcome(run, examples, path)
+    assert found is not None, "an outcome that was just stored can be read"
+    return found
+
+
+def _ranked_part(wanted: Wanted) -> float:
+    """The part of all the work that ordering takes, for progress."""
+    ordering = _SWEEP * len(wanted.horizons) + wanted.trials
+    return ordering / (ordering + wanted.replays - wanted.trials)

@@ -1,0 +1,54 @@
+"""The chosen examples as others take them: row numbers for ``datasets`` and PyTorch."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from stagelens.contracts import StageLensError
+
+
+def row_numbers(kept: pd.DataFrame, stage: str) -> list[int]:
+    """Numbers of the chosen examples in the data set that the stage was recorded with.
+
+    An example that the data set has several times has all its rows there: the choice is of
+    examples, and leaves how often each is trained on as it was.
+
+    Args:
+        kept: Rows of ``tables.COLUMNS``, the most helpful first.
+        stage: The stage's name, for the error.
+
+    Returns:
+        Row numbers from 0, the most helpful examples' first, each once.
+
+    Raises:
+        StageLensError: The stage's batches were recorded as tensors, so rows are not known.
+    """
+    if kept["rows"].isna().any():
+        raise StageLensError(
+            f"the rows of stage {stage!r} in a data set are not known, because its batches were "
+            "recorded as they are; record it with dataset=DATA and rows=[...] "
+            "(docs/recording.md), or match the examples by what they hold"
+        )
+    return list(dict.fromkeys(int(row) for rows in kept["rows"] for row in str(rows).split()))
+
+
+def snippet(file_name: str) -> str:
+    """Python that reads the row numbers, and trains on these rows with either library.
+
+    Args:
+        file_name: Of the JSON file that :func:`row_numbers` is written to.
+    """
+    return (
+        "import json\n"
+        "\n"
+        f"with open({file_name!r}) as file:\n"
+        "    rows = json.load(file)\n"
+        "\n"
+        "# datasets\n"
+        "kept = data.select(rows)\n"
+        "\n"
+        "# PyTorch\n"
+        "from torch.utils.data import DataLoader, SubsetRandomSampler\n"
+        "\n"
+        "loader = DataLoader(data, batch_size=32, sampler=SubsetRandomSampler(rows))\n"
+    )

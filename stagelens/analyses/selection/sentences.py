@@ -1,0 +1,98 @@
+"""A selection in words: what it costs, what was chosen, and what replays say of it."""
+
+from __future__ import annotations
+
+from stagelens.contracts import Behaviour
+from stagelens.runs.run import Run
+from stagelens.wording.folding import listed
+from stagelens.wording.numbers import amount_text, count_text, phrase
+from stagelens.wording.trust_words import FIRST_ORDER
+
+from .outcomes import Outcome, Wanted
+from .tables import KINDS, TrainedOn
+
+FILLED_UP_BY_NOTHING = (
+    "Rows left out leave the batches that were drawn, and no others come in their place."
+)
+
+
+def cost(run: Run, wanted: Wanted) -> str:
+    """What a selection takes: sweeps to order the examples, and replays that judge.
+
+    Args:
+        run: The run.
+        wanted: What is asked.
+    """
+    stage = run.stage(wanted.stage)
+    later = run.stages[stage.index + 1 :]
+    steps = stage.steps + sum(each.steps for each in later)
+    through = wanted.stage
+    if later:
+        through += f" and {listed([each.name for each in later])}"
+    ordered = (
+        f"Ordering the examples by {count_text(len(wanted.horizons), 'horizon')} takes "
+        f"{count_text(len(wanted.horizons), 'backward sweep')} through {wanted.stage}"
+    )
+    if not wanted.replays:
+        return f"{ordered}; nothing is replayed."
+    proof = len(KINDS) * wanted.draws
+    parts = [
+        f"{wanted.trials:,} to judge the horizons" if wanted.trials else "",
+        f"{proof:,} to prove the choice ({wanted.draws:,} draws of {len(KINDS)} models)"
+        if proof
+        else "",
+    ]
+    return (
+        f"{ordered}, and {count_text(wanted.replays, 'replay')} of {through} "
+        f"({count_text(steps, 'step')} each): {', '.join(filter(None, parts))}."
+    )
+
+
+def chosen(outcome: Outcome) -> str:
+    """How many examples were chosen, and for what."""
+    facts, kind = outcome.facts, outcome.behaviour
+    target = f"{count_text(facts.ranking.count, 'example')} of {facts.wanted.set_name}"
+    said = (
+        f"{len(outcome.kept):,} of {count_text(facts.of, 'training example')} of "
+        f"{facts.wanted.stage} kept: those that help the {phrase(kind)} of {target} most, "
+        f"{count_text(facts.ranking.horizon, 'step')} later ({FIRST_ORDER})"
+    )
+    if facts.alike:
+        said += f"; {count_text(facts.alike, 'other')} passed over, nearly the same as a better one"
+    return said
+
+
+def trained_on(kind: TrainedOn, size: int) -> str:
+    """What a replayed stage had: ``the chosen 100``, ``random 100``."""
+    words = {"all": "all", "chosen": "the chosen", "random": "random", "worst": "the worst"}
+    return f"{words[kind]} {size:,}"
+
+
+def verdict(outcome: Outcome, behaviour: Behaviour) -> str:
+    """Whether the chosen examples are better than others, by replay; empty without a proof.
+
+    Args:
+        outcome: What was chosen.
+        behaviour: Of which behaviour, accuracy included.
+    """
+    if outcome.proof is None or not outcome.measured(behaviour.name):
+        return ""
+    size = len(outcome.kept)
+    parts = []
+    for kind in ("random", "all"):
+        gain = outcome.proof.gain(kind, behaviour.name)
+        other = trained_on(kind, outcome.facts.of if kind == "all" else size)
+        if not gain.is_clear:
+            parts.append(f"not told apart from that with {other}")
+            continue
+        higher = (gain.mean > 0) == (behaviour.sign > 0)
+        ends = sorted((abs(gain.low), abs(gain.high)))
+        parts.append(
+            f"{amount_text(gain.mean, behaviour)} {'higher' if higher else 'lower'} than with "
+            f"{other} ({amount_text(ends[0], behaviour, unit=False)} to "
+            f"{amount_text(ends[1], behaviour)})"
+        )
+    return (
+        f"By replay, with {trained_on('chosen', size)} the {phrase(behaviour)} is "
+        f"{', and '.join(parts)}."
+    )
