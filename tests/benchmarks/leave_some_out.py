@@ -1,0 +1,371 @@
+"""How well scores of training examples predict replays without groups of them.
+
+One command replays, goes on where it stopped, and prints the tables::
+
+    python tests/benchmarks/leave_some_out.py --cache DIR [--seeds 3 4 5] [--scenarios NAME ...]
+
+Of every stage, 32 random groups of a tenth and 32 of a half of its examples leave the recorded
+batches, each by itself; later stages follow, as ``stagelens without-data`` has it. Per evaluation
+example, the *linear datamodelling score* is Spearman's correlation over the groups between the
+replayed effect and the sum of what the group's uses did, as a method has it. The same groups are
+replayed with the batches of the stage and of later ones in another order too, paired with all
+examples in that order: what a replay of the same recipe says of a replay.
+
+Seeds 0 to 2 are for choosing, 3 to 5 for reporting. dattri's scores are there where it is
+installed. Rows of replays are appended to a file beside the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from stagelens.contracts import Example
+from stagelens.measuring.models import BATCH_SIZE, measure
+from stagelens.replaying.draw_plan import Draw
+from stagelens.replaying.draws import Passes, drawn_with
+from stagelens.replaying.left_out import Divisor, RowsOfStage, replay_without_rows
+from stagelens.replaying.training_loss import Passed
+from stagelens.runs.run import Run, Stage
+from stagelens.runs.states import TrainingState, Weights
+from stagelens.runs.training_rows import TrainingRows, training_rows
+from tests.benchmarks import group_scores
+from tests.benchmarks.group_agreement import (
+    UseScores,
+    membership,
+    predicted,
+    rank_correlations,
+    relative_error,
+    slope_between,
+    slope_of_sizes,
+)
+from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
+
+BEHAVIOUR = "margin"
+FRACTIONS = {"digits": (0.1, 0.5), "fashion": (0.1, 0.5), "text": (0.1,), "mixed": (0.1,)}
+QUESTIONS = {"digits": 64, "fashion": 48, "text": 8, "mixed": 8}
+OTHER_ORDER = 1
+"""The number of the draw that stands for another order of batches."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Training examples of a stage that are left out together.
+
+    Attributes:
+        stage: Whose.
+        fraction: Of its examples.
+        number: Which of the groups of this size.
+        order: 0: batches as recorded; else the number of a draw.
+        divisor: What the losses of the rest are divided by.
+    """
+
+    stage: str
+    fraction: float
+    number: int
+    order: int
+    divisor: Divisor
+
+    def members(self, seed: int, stages: Sequence[str], count: int) -> frozenset[int]:
+        """Numbers of its examples, whatever the order and the divisor."""
+        place = stages.index(self.stage)
+        random = np.random.default_rng([seed, place, round(100 * self.fraction), self.number])
+        return frozenset(int(n) for n in random.permutation(count)[: round(self.fraction * count)])
+
+
+class Replays:
+    """Replayed behaviours of the questions, kept in a file; the final model's are group None.
+
+    Args:
+        run: The run.
+        seed: Of the groups.
+        questions: Evaluation examples.
+        path: One JSON object per line: what was replayed, values, seconds of processor time.
+    """
+
+    def __init__(self, run: Run, seed: int, questions: Sequence[Example], path: Path) -> None:
+        self.run, self.seed, self.path = run, seed, path
+        self.batches = [
+            list(questions[k : k + BATCH_SIZE]) for k in range(0, len(questions), BATCH_SIZE)
+        ]
+        self.model = run.task.build_model(run.last.facts.build_config)
+        self.names = [stage.name for stage in run.stages]
+        self.rows: dict[str, TrainingRows] = {}
+        self.prepared: dict[tuple[str, Divisor], RowsOfStage] = {}
+        self.known: dict[str, dict[str, object]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self.known[row["key"]] = row
+
+    def members(self, group: Group) -> frozenset[int]:
+        """Numbers of its examples in the stage's table."""
+        return group.members(self.seed, self.names, len(self.table(group.stage)))
+
+    def table(self, stage: str) -> TrainingRows:
+        """The stage's training examples."""
+        if stage not in self.rows:
+            self.rows[stage] = training_rows(self.run, self.run.stage(stage))
+        return self.rows[stage]
+
+    def values(self, key: str, weights: Callable[[], Weights]) -> np.ndarray:
+        """(K,) of one model, from the file or by ``weights()``, whose time is noted."""
+        if key not in self.known:
+            began = time.process_time()
+            (one,) = measure(self.run.task, self.model, [weights()], self.batches, 1)
+            row = {
+                "key": key,
+                "values": [float(x) for x in one.values[BEHAVIOUR]],
+                "seconds": round(time.process_time() - began, 3),
+            }
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self.known[key] = row
+        return np.array(self.known[key]["values"])
+
+    def effect(self, group: Group) -> np.ndarray:
+        """(K,) final minus without, both in the group's order of batches."""
+        stage = self.run.stage(group.stage)
+        whole = self.values("all", lambda: self.run.last.end().model)
+        if group.order:
+            key = f"all {group.stage} order {group.order}"
+            whole = self.values(key, lambda: self._drawn(stage, group, {}))
+        key = f"{group.stage} {group.fraction:g} {group.number} order {group.order} {group.divisor}"
+        return whole - self.values(key, lambda: self._without(stage, group))
+
+    def rows_of_uses(self, stage: str) -> np.ndarray:
+        """(U,) the number of the example of every use, by step and position."""
+        table = self.table(stage).table
+        places = [
+            (step, position, number)
+            for number, (steps, positions) in enumerate(
+                zip(table["steps"], table["positions"], strict=True)
+            )
+            for step, position in zip(steps, positions, strict=True)
+        ]
+        return np.array([number for _, _, number in sorted(places)])
+
+    def seconds(self, divisor: Divisor) -> float:
+        """Of processor time, all replays in the recorded order."""
+        return sum(
+            float(row["seconds"])  # type: ignore[arg-type]
+            for key, row in self.known.items()
+            if key.endswith(f"order 0 {divisor}")
+        )
+
+    def _places(self, group: Group) -> dict[int, set[int]]:
+        table = self.table(group.stage)
+        ids = table.table["example_id"]
+        return table.places([str(ids[number]) for number in sorted(self.members(group))])
+
+    def _prepared(self, stage: Stage, divisor: Divisor) -> RowsOfStage:
+        key = (stage.name, divisor)
+        if key not in self.prepared:
+            self.prepared[key] = RowsOfStage(self.run.task, stage, divisor)
+        return self.prepared[key]
+
+    def _without(self, stage: Stage, group: Group) -> Weights:
+        places = self._places(group)
+        if group.order:
+            return self._drawn(stage, group, places)
+        rows = self._prepared(stage, group.divisor)
+        return replay_without_rows(self.run, stage, places, group.divisor, rows=rows).state.model
+
+    def _drawn(self, stage: Stage, group: Group, places: dict[int, set[int]]) -> Weights:
+        rows = self._prepared(stage, group.divisor)
+
+        def train(order: Sequence[int], passes: Passes, passed: Passed) -> TrainingState:
+            return rows.replay(places, passed=passed, order=order, passes=passes).state
+
+        return drawn_with(self.run, Draw(group.order), stage, train)
+
+
+def all_scores(
+    run: Run, questions: Sequence[Example], seed: int, path: Path
+) -> dict[str, group_scores.Scored]:
+    """Every method's scores, from files where they are stored.
+
+    Args:
+        run: The run.
+        questions: Evaluation examples.
+        seed: Of the random scores.
+        path: Start of the files' names.
+    """
+    held, weights = group_scores.HELD, group_scores.WEIGHTS
+    stored = {name: _load(path, name) for name in (held, weights, "TracIn", "dattri TRAK")}
+    found = {name: one for name, one in stored.items() if one is not None}
+    if held not in found:
+        found |= group_scores.adjoint_scores(run, BEHAVIOUR, questions)
+    if "TracIn" not in found:
+        found["TracIn"] = group_scores.tracin_scores(run, questions)
+    if "dattri TRAK" not in found and (trak := group_scores.trak_scores(run, questions)):
+        found["dattri TRAK"] = trak
+    for name, one in found.items():
+        if name not in stored or stored[name] is None:
+            _save(path, name, one)
+    return {**found, "random": group_scores.random_scores(found[held], seed)}
+
+
+def _file(path: Path, name: str) -> Path:
+    return path.with_name(f"{path.name}-{name.replace(' ', '-')}.npz")
+
+
+def _save(path: Path, name: str, scored: group_scores.Scored) -> None:
+    arrays = {"seconds": np.array(scored.seconds)}
+    for stage, own in scored.by_stage.items():
+        arrays |= {f"{stage}/steps": own.steps, f"{stage}/values": own.values}
+    np.savez(_file(path, name), **arrays)
+
+
+def _load(path: Path, name: str) -> group_scores.Scored | None:
+    if not _file(path, name).exists():
+        return None
+    with np.load(_file(path, name)) as kept:
+        stages = dict.fromkeys(key.rpartition("/")[0] for key in kept.files if "/" in key)
+        return group_scores.Scored(
+            {s: UseScores(kept[f"{s}/steps"], kept[f"{s}/values"]) for s in stages},
+            float(kept["seconds"]),
+        )
+
+
+def measured(
+    effects: np.ndarray, prediction: np.ndarray, other: dict[str, object]
+) -> dict[str, object]:
+    """One line: agreement of predicted (K, S) with replayed effects (K, S)."""
+    scores = rank_correlations(effects, prediction)
+    mean = rank_correlations(effects.mean(0)[None], prediction.mean(0)[None])[0]
+    low, middle, high = np.nanquantile(scores, (0.1, 0.5, 0.9))
+    return {
+        **other,
+        "lds": middle,
+        "lds 10 %": low,
+        "lds 90 %": high,
+        "lds of mean": mean,
+        "slope": slope_between(effects, prediction),
+        "size": slope_of_sizes(effects, prediction),
+        "error": relative_error(effects, prediction),
+        "groups": effects.shape[1],
+    }
+
+
+def measure_run(
+    scenario: Scenario, seed: int, options: argparse.Namespace
+) -> list[dict[str, object]]:
+    """All lines of one run, replaying what is not yet in its file."""
+    run = recorded(scenario, seed, options.cache)
+    examples = run.evaluation_set("test")
+    every = np.linspace(0, len(examples) - 1, QUESTIONS[scenario.data]).astype(int)
+    questions = [examples.examples(int(k), int(k) + 1)[0] for k in every]
+    start = options.cache / f"leave-some-out-{scenario.name}-{seed}"
+    replays = Replays(run, seed, questions, start.with_suffix(".jsonl"))
+    stages = [stage.name for stage in run.stages if stage.name in (options.stages or stage.name)]
+    scores = {} if options.replays_only else all_scores(run, questions, seed, start)
+    cells = [
+        (stage, fraction, divisor, order)
+        for stage in reversed(stages)
+        for fraction in FRACTIONS[scenario.data]
+        for divisor in options.divisors
+        for order in ((0, OTHER_ORDER) if divisor == "rest" else (0,))
+    ]
+    effects: dict[tuple[str, float, Divisor, int], np.ndarray] = {}
+    # By number first, so that whatever is there after an interruption has groups of every kind.
+    for number in range(options.groups):
+        for cell in cells:
+            stage, fraction, divisor, order = cell
+            own = replays.effect(Group(stage, fraction, number, order, divisor))[:, None]
+            effects[cell] = np.concatenate([effects[cell], own], 1) if number else own
+    lines = []
+    for cell in cells:
+        stage, fraction, divisor, order = cell
+        if order:
+            continue
+        known = {"scenario": scenario.name, "seed": seed, "stage": stage, "fraction": fraction,
+                 "divisor": divisor, "replay seconds": replays.seconds(divisor)}  # fmt: skip
+        groups = [
+            replays.members(Group(stage, fraction, number, 0, divisor))
+            for number in range(options.groups)
+        ]
+        for name, one in scores.items():
+            prediction = predicted(
+                one.by_stage[stage], membership(groups, replays.rows_of_uses(stage)), divisor
+            )
+            more = {**known, "method": name, "seconds": one.seconds}
+            lines.append(measured(effects[cell], prediction, more))
+        if (stage, fraction, divisor, OTHER_ORDER) in effects:
+            other = effects[stage, fraction, divisor, OTHER_ORDER]
+            lines.append(measured(effects[cell], other, {**known, "method": "another order"}))
+    return lines
+
+
+def summary(lines: pd.DataFrame) -> pd.DataFrame:
+    """Medians over seeds and stages, and the range of their linear datamodelling scores."""
+    keys = ["scenario", "fraction", "divisor", "method"]
+    by = lines.groupby(keys, sort=False)
+    names = ["lds", "lds 10 %", "lds 90 %", "lds of mean", "slope", "size", "error", "seconds"]
+    table = by[names].median()
+    table.insert(1, "least", by["lds"].min())
+    table.insert(2, "most", by["lds"].max())
+    table["cells"] = by.size()
+    return table
+
+
+def report(lines: pd.DataFrame) -> None:
+    """Print what was measured, and what replays cost."""
+    with pd.option_context("display.max_rows", None, "display.width", 200):
+        print(summary(lines).round(2).to_string())
+    cost = lines.groupby(["scenario", "seed", "divisor"], sort=False)["replay seconds"].first()
+    print("seconds of processor time for the replays:")
+    print(cost.groupby(["scenario", "divisor"]).median().round(0).to_string())
+
+
+def main() -> None:
+    """Replay what is missing, print the tables, keep all lines beside the runs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, default=Path("benchmark-runs"), help="recorded runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument(
+        "--scenarios",
+        nargs="+",
+        choices=SCENARIOS,
+        default=["digits-adamw-5e-4", "digits-sgd-0.01"],
+    )
+    parser.add_argument("--divisors", nargs="+", choices=["rest", "kept"], default=["rest", "kept"])
+    parser.add_argument("--stages", nargs="+", help="some of the stages alone")
+    parser.add_argument("--groups", type=int, default=32)
+    parser.add_argument("--replays-only", action="store_true", help="compute no scores yet")
+    parser.add_argument("--lines", type=Path, nargs="+", help="only summarise such files")
+    options = parser.parse_args()
+    if options.lines:
+        report(pd.concat([pd.read_csv(path) for path in options.lines]))
+        return
+    torch.set_num_threads(1)
+    lines: list[dict[str, object]] = []
+    for name in options.scenarios:
+        for seed in options.seeds:
+            began = time.process_time()
+            found = measure_run(SCENARIOS[name], seed, options)
+            load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+            print(f"{name}, seed {seed}: {time.process_time() - began:.0f} s, load {load:.1f}",
+                  flush=True)  # fmt: skip
+            path = options.cache / f"leave-some-out-{name}-{seed}.csv"
+            if found:
+                pd.DataFrame(found).to_csv(path, index=False)
+            lines += found
+    if lines:
+        report(pd.DataFrame(lines))
+
+
+if __name__ == "__main__":
+    main()
