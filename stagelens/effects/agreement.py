@@ -22,7 +22,7 @@ from stagelens.runs.schema import digest
 from stagelens.runs.sets.clusters import CLUSTER, with_sources
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
-from .given_tables import GivenFacts, behaviour_of, given, per_example
+from .given_files import GivenFacts, behaviour_of, given, per_example
 from .model_names import AFTER, FINAL, WITHOUT, model_name
 from .resampling import Resamples, interval, numbered, places
 from .results import load_result

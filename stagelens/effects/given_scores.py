@@ -21,8 +21,9 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.sets.writer import write_set
 
 from .exports import exported
+from .given_files import GivenFacts, Source, given
 from .given_rows import check_rows
-from .given_tables import GivenFacts, Source, given, tables_of
+from .given_tables import tables_of
 from .model_names import WITHOUT, model_name, parsed
 from .results import Result
 

@@ -118,6 +118,8 @@ class Seen(BaseModel):
         estimator: How the counterfactuals were obtained, with settings; empty if nothing is
             counterfactual.
         trust: What is known of every counterfactual that is shown.
+        trust_of: The behaviour that each of these is about, where they are about several; empty
+            where all are about ``behaviour``.
         observed: The models that everything was measured on, if nothing is estimated; else empty.
         filters: Which examples were asked for, by name of the filter.
         view: Where it was seen.
@@ -142,6 +144,7 @@ class Seen(BaseModel):
     behaviour: str = ""
     estimator: str = ""
     trust: tuple[StageTrust, ...] = ()
+    trust_of: tuple[str, ...] = ()
     observed: str = ""
     filters: dict[str, str] = {}
     view: FindingView = FindingView()

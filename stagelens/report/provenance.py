@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from stagelens.contracts import SCORE
 from stagelens.wording.sentences import Part, Sentence
 from stagelens.wording.trust_words import (
     FIRST_ORDER as FIRST_ORDER_WORD,
@@ -44,6 +45,7 @@ class Known:
 
     Attributes:
         stage: The stage that is left out; empty if everything is observed.
+        of: The score that it is about, where a finding is about several; else empty.
         word: What is known.
         words: The same with the figures that matter.
         meaning: The same in sentences.
@@ -60,6 +62,12 @@ class Known:
     by: str
     reliable: bool | None = None
     expected_error: float | None = None
+    of: str = ""
+
+    @property
+    def named(self) -> str:
+        """The stage, with the score where there are several: ``accuracy, dpo``."""
+        return ", ".join(filter(None, (self.of, self.stage)))
 
     @property
     def mark(self) -> str:
@@ -69,7 +77,8 @@ class Known:
 
 def known(seen: Seen) -> list[Known]:
     """What is known of every counterfactual of a finding; never empty."""
-    behaviour = seen.behaviour or None
+    # A file of a finding may be damaged: what is not named there is about the finding's behaviour.
+    of = (*seen.trust_of, *[""] * len(seen.trust))
     also = f" Measured on {seen.observed}." if seen.observed else ""
     found = [
         Known(
@@ -80,8 +89,10 @@ def known(seen: Seen) -> list[Known]:
             trust.estimator,
             trust.reliable,
             trust.expected_error,
+            name.removeprefix(SCORE),
         )
-        for trust in seen.trust
+        for trust, name in zip(seen.trust, of, strict=False)
+        for behaviour in [name or seen.behaviour or None]
     ]
     if found:
         return found
@@ -117,7 +128,7 @@ def trust_of_row(seen: Seen, row: Mapping[str, Cell]) -> tuple[TrustWord, str]:
     """
     own = _own(seen, row)
     word = weakest(each.word for each in own)
-    said = "; ".join(f"{each.stage}: {each.words}" if each.stage else each.words for each in own)
+    said = "; ".join(f"{each.named}: {each.words}" if each.named else each.words for each in own)
     other = _of_another(row, word)
     return (word, said) if other is None else (other, other)
 
@@ -138,9 +149,10 @@ def promise_of_row(seen: Seen, row: Mapping[str, Cell]) -> tuple[bool | None, fl
 
 
 def _own(seen: Seen, row: Mapping[str, Cell]) -> list[Known]:
-    """What is known of a row's stage, else of all that the finding rests on."""
+    """What is known of a row's stage and score, else of all that the finding rests on."""
     found = known(seen)
-    return [each for each in found if each.stage == row.get("stage")] or found
+    own = [each for each in found if each.stage == row.get("stage")] or found
+    return [each for each in own if each.of and each.of == row.get("score")] or own
 
 
 def _of_another(row: Mapping[str, Cell], word: TrustWord) -> TrustWord | None:

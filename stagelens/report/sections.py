@@ -28,12 +28,12 @@ from stagelens.trust import draws, noise
 from stagelens.trust.estimates import as_effects, best_known, completed, stored_estimates
 from stagelens.trust.stage_effects import Effects
 from stagelens.trust.verification import trusted
-from stagelens.wording.folding import MOST, listed
+from stagelens.wording.folding import MOST
 from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.sentences import Sentence, mean_sentence
-from stagelens.wording.trust_words import trust_label, trust_word
+from stagelens.wording.trust_words import trust_word
 
-from . import paths, shares
+from . import paths, scores, shares, trust_table
 from .chance_text import exceeded
 from .checking import stored_tables
 from .cover import read_cover
@@ -123,16 +123,15 @@ class Basis:
         )
 
     def finding(self, **seen: Any) -> Finding:
-        """A finding on this set of this run."""
+        """A finding on this set of this run, unless another one is named."""
+        of_set = {"set_name": self.examples.name, "set_digest": self.examples.digest}
         return Finding(
             seen=Seen(
                 id=new_id(),
                 run_name=self.run.title,
                 run_digest=self.run.digest,
-                set_name=self.examples.name,
-                set_digest=self.examples.digest,
                 noun=self.noun,
-                **seen,
+                **{**of_set, **seen},
             )
         )
 
@@ -163,13 +162,14 @@ def tables_used(run: Run, sections: Sequence[Section]) -> list[TableUsed]:
 
 
 def default_sections(run: Run, set_name: str) -> list[Section]:
-    """Headlines, credit and blame, shares, stages, paths, gaps, found features and trust.
+    """Scores, headlines, credit and blame, shares, stages, paths, gaps, found features and trust.
 
     Raises:
         StageLensError: Nothing has been measured on the set yet.
     """
     basis = Basis.of(run, set_name)
     parts: tuple[tuple[str, str, Callable[[Basis], list[Finding]]], ...] = (
+        ("What each stage did to the answers", scores.ABOUT, _scores),
         ("What stands out", _about(basis), _headlines),
         (
             "Credit and blame",
@@ -190,6 +190,10 @@ def default_sections(run: Run, set_name: str) -> list[Section]:
         ("Trust", "Every estimate that is stored for this set.", _trust),
     )
     return [Section(title, about, make(basis)) for title, about, make in parts]
+
+
+def _scores(basis: Basis) -> list[Finding]:
+    return scores.score_findings(basis.run, basis.noun, basis.finding)
 
 
 def _about(basis: Basis) -> str:
@@ -355,46 +359,7 @@ def _features(basis: Basis) -> list[Finding]:
     ]
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
 def _trust(basis: Basis) -> list[Finding]:
     # The measured one: accuracy is derived, and is not itself compared with replay.
     behaviour = _shown(basis.effects)[-1].name
-    rows, trusts = [], []
-    for effects in basis.every:
-        for stage in basis.stages:
-            if (trust := effects.trust.get(stage)) is None:
-                continue
-            agreement = trust.agreement(behaviour)
-            trusts.append(trust)
-            rows.append(
-                {
-                    "estimator": effects.estimator,
-                    "stage": stage,
-                    "trust": trust_word(trust, behaviour),
-                    "r with replay": None if agreement is None else agreement.r,
-                    "slope": None if agreement is None else agreement.slope,
-                    "error %": None if agreement is None else 100 * agreement.relative_error,
-                    "reliable before a replay": trust.reliable,
-                    "error up to %": _percent(trust.expected_error),
-                    "typically %": _percent(trust.typical_error),
-                }
-            )
-    said = (
-        f"{effects.estimator}: "
-        + listed([f"{s} {trust_label(t, behaviour)}" for s, t in effects.trust.items()])
-        for effects in basis.every
-    )
-    return [
-        basis.finding(
-            kind="table",
-            title=f"What is known of each stage effect on the {behaviour}",
-            said=f"{'. '.join(said)}.",
-            behaviour=behaviour,
-            estimator=", ".join(effects.estimator for effects in basis.every),
-            trust=basis.trust,
-            rows=Rows.of(pd.DataFrame(rows)),
-        )
-    ]
+    return [trust_table.finding(basis.every, basis.stages, behaviour, basis.trust, basis.finding)]

@@ -8,12 +8,19 @@ import shutil
 from pathlib import Path
 from urllib.parse import urlencode
 
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from stagelens.effects.computing import attribute
+from stagelens.effects.given_scores import Obtained, add_scores, with_direction
 from stagelens.effects.results import load_result, result_path
 from stagelens.effects.scores import mean_scores
 from stagelens.effects.stored_scores import stored_scores
+from stagelens.report.provenance import known, trust_of_row
+from stagelens.report.rows import as_csv
+from stagelens.report.sections import whole_report
+from stagelens.runs.logs import read_log
 from stagelens.runs.run import open_run
 from stagelens.ui.server import jobs
 from stagelens.ui.server.child import Status
@@ -80,10 +87,73 @@ def test_a_score_is_a_behaviour_of_the_overview(open_page, answered: Path) -> No
     assert "Credit by" not in labels(app)
 
 
-def test_other_pages_say_that_they_show_no_scores(open_page, answered: Path) -> None:
-    for page in ("pages/3_Remove_a_stage.py", "pages/4_Trust.py"):
-        app = check(open_page(answered, "run=answers&measure=score:contains", page))
-        assert "This page shows no scores" in words(app)
+def test_a_page_without_scores_says_so(open_page, answered: Path) -> None:
+    page = "pages/3_Remove_a_stage.py"
+    app = check(open_page(answered, "run=answers&measure=score:contains", page))
+    assert "This page shows no scores" in words(app)
+
+
+def test_a_report_has_the_scores_by_stage(answered: Path) -> None:
+    run = open_run(answered / "answers")
+    report, _ = whole_report(run, "whole")  # scores are those of all sets, as on the Overview
+    section = next(each for each in report.sections if each.findings)
+    assert section.title == "What each stage did to the answers"
+    (found,) = section.findings
+    seen = found.seen
+    assert seen.set_name == "test" and len(seen.rows.values) == 3 * len(STAGES)
+    assert {"low", "high", "trust"} < set(seen.rows.columns)
+    chips = [each.named for each in known(seen)]
+    assert len(set(chips)) == 9 and "contains, general" in chips
+    row = next(each for each in seen.rows.records() if each["stage"] == "habits")
+    assert trust_of_row(seen, row) == ("exact", f"{row['score']}, habits: exact")
+    assert b"contains, general: exact" in as_csv(report)
+
+
+TRUST = "pages/4_Trust.py"
+
+
+def test_trust_says_what_is_known_of_scores(open_page, answered: Path) -> None:
+    query = "run=answers&measure=score:contains&show-kappa=true"
+    app = check(open_page(answered, query, TRUST, folded=True))
+    assert app.selectbox(key="measure").value == "score:contains"
+    said = words(app)
+    assert "contains score, set test" in said and "general, habits: exact" in said
+    assert "one greedy answer to every prompt, at most 6 tokens" in said
+    assert "The scorer is contains (version 1)." in said
+    assert "without general, habits, polish are those of a replay" in said
+    assert "what another one would do to contains is not known" in said
+    shown = next(e.value for e in app.dataframe if "stage effect" in e.value)
+    assert shown["stage"].tolist() == list(STAGES) and set(shown["trust"]) == {"exact"}
+    kappa = next(e.value for e in app.dataframe if "kappa" in e.value)
+    assert set(kappa["first"]) | set(kappa["second"]) >= {"contains", SE.removeprefix("score:")}
+    # Another behaviour leaves room for all of them.
+    app = check(open_page(answered, "run=answers", TRUST))
+    shown = next(e.value for e in app.dataframe if "stage effect" in e.value)
+    assert len(shown) == 3 * len(STAGES)
+    assert not any("kappa" in e.value for e in app.dataframe)
+
+
+def test_trust_says_what_nobody_can_check_of_a_log(
+    open_page, answered: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(answered / "answers", tmp_path / "home" / "answers"))
+    run, path = open_run(copy), tmp_path / "judged.csv"
+    ids = run.evaluation_set("test").table([])["example_id"]
+    for model, scores in (("final", [1, 0, 1, 0]), ("without:habits", [0, 0, 1, 1])):
+        pd.DataFrame({"id": ids, "prompt": PROMPTS, "score": scores}).to_csv(path, index=False)
+        log = with_direction(read_log(path), "higher", 0.0, 1.0, "", "judge")
+        add_scores(run, log, model, "test", obtained=Obtained(estimator="task-vector"))
+    attribute(run, "test", "task-vector")
+    query = "run=answers&measure=score:judge&show-kappa=true"
+    app = check(open_page(copy.parent, query, TRUST, folded=True))
+    said = words(app)
+    assert "Added, of the models final, without:habits: judged.csv" in said
+    assert "a judge's errors are part of the effects" in said
+    assert "Of the models without habits no replay is known" in said
+    assert "estimates are compared with replay on what is measured, not on scores" in said
+    kappa = next(e.value for e in app.dataframe if "kappa" in e.value)
+    assert len(kappa) == 3
+    assert (kappa["first"] + kappa["second"]).str.contains("judge").all()
 
 
 def test_scores_alone_are_enough(open_page, answered: Path, tmp_path: Path) -> None:

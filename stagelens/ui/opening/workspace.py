@@ -346,6 +346,8 @@ def _choose_estimator(
     known = {} if facts is None else {each.name: each.behaviour() for each in facts.behaviours}
     if loaders.labelled(at, set_name):
         known = {ACCURACY.name: ACCURACY, **known}
+    if with_scores:
+        known |= {each: one.behaviour for each, one in scored.scores(at, set_name).items()}
     return known, None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,21 +12,17 @@ import streamlit as st
 
 from stagelens import charts
 from stagelens.charts.style import HAIRLINE, color_of, see_through, short
-from stagelens.contracts import BASE, SCORE, Behaviour
-from stagelens.effects.stored_scores import StoredScore
-from stagelens.estimators.stage_trust import StageTrust
+from stagelens.contracts import BASE
+from stagelens.report.scores import FORMAT, SHOWN, TITLE, ScoreRow, frame, known_of, takeaway
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
 from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About, pinnable
 from stagelens.ui.reading import loaders, scored
 from stagelens.wording.folding import listed, strongest
-from stagelens.wording.intervals import Interval, mean_interval
 from stagelens.wording.numbers import (
-    axis_unit,
     count_text,
     is_share,
-    scaled,
     signed_text,
     value_text,
 )
@@ -37,48 +32,6 @@ from stagelens.wording.trust_words import MARKS, signs_known, trust_label, trust
 
 _COLUMNS = 6
 """Stages that have a column; of more, the strongest."""
-_SHOWN = 12
-"""Scorers that have a row; the table below has all of them."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One scorer on one set.
-
-    Attributes:
-        score: What is stored of it.
-        set_name: The set.
-        estimate: How the models without a stage were obtained.
-        behaviour: The score.
-        means: From ``summary.stage_summary``, a row per stage.
-        trust: Stage to what is known of its effects.
-        base: The mean before the first stage; NaN where it is not known.
-    """
-
-    score: StoredScore
-    set_name: str
-    estimate: str
-    behaviour: Behaviour
-    means: pd.DataFrame
-    trust: Mapping[str, StageTrust]
-    base: float
-
-    def interval(self, row: Mapping[str, Any]) -> Interval | None:
-        """Of a stage's mean effect."""
-        return mean_interval(row, self.trust.get(str(row["stage"])), self.behaviour)
-
-    @property
-    def called(self) -> str:
-        """The scorer's name for people."""
-        return self.behaviour.name.removeprefix(SCORE)
-
-    def size(self, stage: str) -> float:
-        """A stage's effect, as a share of what the score can change by; 0 where not known."""
-        gains = self.means.set_index("stage")["gain"]
-        span = self.behaviour.highest - self.behaviour.lowest
-        span = span if np.isfinite(span) else float(gains.abs().max())
-        found = float(gains.get(stage, np.nan)) / (span or 1.0)
-        return found if np.isfinite(found) else 0.0
 
 
 def section(workspace: Workspace) -> None:
@@ -88,8 +41,8 @@ def section(workspace: Workspace) -> None:
         return
     several = len({row.set_name for row in rows}) > 1
     stages = _stages(workspace, rows)
-    frame = _frame(rows)
-    alt = _takeaway(rows)
+    table = frame(rows)
+    alt = takeaway(rows)
     st.header("What each stage did to the answers", anchor=False)
     by = listed(list(dict.fromkeys(row.estimate for row in rows)))
     components.text_block(
@@ -98,28 +51,30 @@ def section(workspace: Workspace) -> None:
         f"points. Models without a stage by {by}. A cell opens its prompts.",
         muted=True,
     )
+    trust, trust_of = known_of(rows)
     about = About(
-        title="Scores of the answers by stage",
+        title=TITLE,
         estimator=by,
-        trust=[known for row in rows for known in row.trust.values()],
+        trust=trust,
+        trust_of=trust_of,
         filters={},
     )
-    with pinnable("benchmarks", frame, alt, about, _config()):
-        st.html(_markup(workspace, rows[:_SHOWN], stages, alt, several))
+    with pinnable("benchmarks", table, alt, about, _config()):
+        st.html(_markup(workspace, rows[:SHOWN], stages, alt, several))
     left_out = [
         count_text(more, kind)
         for more, kind in (
             (len(workspace.stages) - len(stages), "stage"),
-            (len(rows) - _SHOWN, "score"),
+            (len(rows) - SHOWN, "score"),
         )
         if more > 0
     ]
     if left_out:
         components.text_block(f"Not shown: {' and '.join(left_out)}; the table has all.", True)
-    when_opened("scores", "The same numbers as a table", lambda: _table(frame, about))
+    when_opened("scores", "The same numbers as a table", lambda: _table(table, about))
 
 
-def _rows(workspace: Workspace) -> list[_Row]:
+def _rows(workspace: Workspace) -> list[ScoreRow]:
     """Every scorer on every set, those of the chosen set first, each by its best estimate."""
     at, chosen = workspace.at, workspace.examples.name
     names = sorted(workspace.run.set_names, key=lambda name: (name != chosen, name))
@@ -134,40 +89,24 @@ def _rows(workspace: Workspace) -> list[_Row]:
             there = scored.at_boundaries(at, set_name, name, BASE)
             base = float("nan") if there is None else float(there["value"].mean())
             rows.append(
-                _Row(score, set_name, estimate, score.behaviour, means, found.trust_of(name), base)
+                ScoreRow(
+                    score, set_name, estimate, score.behaviour, means, found.trust_of(name), base
+                )
             )
     return rows
 
 
-def _stages(workspace: Workspace, rows: Sequence[_Row]) -> list[str]:
+def _stages(workspace: Workspace, rows: Sequence[ScoreRow]) -> list[str]:
     """The stages that have a column."""
     sizes = [max(abs(row.size(stage)) for row in rows) for stage in workspace.stages]
     return [workspace.stages[place] for place in strongest(sizes, _COLUMNS)]
-
-
-def _takeaway(rows: Sequence[_Row]) -> str:
-    """Each scorer with the stage that moved it most, where that is clear."""
-    said = []
-    for row in rows[:_SHOWN]:
-        clear = [
-            each
-            for each in row.means.to_dict("records")
-            if (interval := row.interval(each)) is not None and interval.is_clear
-        ]
-        if clear:
-            most = max(clear, key=lambda each: abs(each["effect"]))
-            amount = charts.marked(float(most["gain"]), row.behaviour)
-            said.append(f"{row.called}: {amount} by {most['stage']}")
-        else:
-            said.append(f"{row.called}: no clear effect")
-    return f"Scores of the answers by stage. The largest clear effects: {'; '.join(said)}."
 
 
 # --------------------------------------------------------------------------------------- markup
 
 
 def _markup(
-    workspace: Workspace, rows: Sequence[_Row], stages: Sequence[str], alt: str, several: bool
+    workspace: Workspace, rows: Sequence[ScoreRow], stages: Sequence[str], alt: str, several: bool
 ) -> str:
     columns = f"minmax(8rem,1.6fr) minmax(4.5rem,.8fr) repeat({len(stages)},minmax(5.5rem,1fr))"
     # As wide as all columns at their least: in less, every scorer is a block of its own.
@@ -202,7 +141,7 @@ def _markup(
     )
 
 
-def _row(workspace: Workspace, row: _Row, stages: Sequence[str], several: bool) -> str:
+def _row(workspace: Workspace, row: ScoreRow, stages: Sequence[str], several: bool) -> str:
     kind = row.behaviour
     known = row.means[row.means["n"] > 0]
     count = int(known["n"].max()) if len(known) else 0
@@ -222,7 +161,7 @@ def _row(workspace: Workspace, row: _Row, stages: Sequence[str], several: bool) 
     )
 
 
-def _cell(workspace: Workspace, row: _Row, stage: str, record: Mapping[str, Any] | None) -> str:
+def _cell(workspace: Workspace, row: ScoreRow, stage: str, record: Mapping[str, Any] | None) -> str:
     of = f"<small class='sl-of'><bdi>{components.shown(short(stage, 40))}</bdi></small>"
     trust = row.trust.get(stage)
     if record is None or not record["n"] or not np.isfinite(record["effect"]):
@@ -259,35 +198,6 @@ def _cell(workspace: Workspace, row: _Row, stage: str, record: Mapping[str, Any]
 # ---------------------------------------------------------------------------------------- table
 
 
-def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
-    """One line per scorer and stage; scores from 0 to 1 in percent and points."""
-    lines = []
-    for row in rows:
-        kind = row.behaviour
-        for each in row.means.to_dict("records"):
-            interval = row.interval(each)
-            low, high = (float("nan"),) * 2 if interval is None else interval.gains(kind)
-            trust = row.trust.get(str(each["stage"]))
-            lines.append(
-                {
-                    "score": row.called,
-                    "set": row.set_name,
-                    "better": kind.better,
-                    "stage": each["stage"],
-                    "prompts": each["n"],
-                    "final": scaled(each["final"], kind),
-                    "without the stage": scaled(each["without"], kind),
-                    "stage effect": scaled(each["gain"], kind),
-                    "low": scaled(low, kind),
-                    "high": scaled(high, kind),
-                    "unit": axis_unit(kind),
-                    "estimator": row.estimate,
-                    "trust": "" if trust is None else trust_word(trust, kind.name),
-                }
-            )
-    return pd.DataFrame(lines)
-
-
 def _config() -> dict[str, Any]:
     """How the numbers of the table are printed, and what they are."""
     config = st.column_config
@@ -300,7 +210,7 @@ def _config() -> dict[str, Any]:
         "without the stage": "In percent where the unit is points.",
     }
     return {
-        name: config.NumberColumn(name, format="%.2f", help=text) for name, text in helps.items()
+        name: config.NumberColumn(name, format=FORMAT, help=text) for name, text in helps.items()
     }
 
 

@@ -111,6 +111,7 @@ class About:
         observed: The models that all of it was measured on, where nothing is estimated.
         estimator: By which estimates; by default the page's.
         trust: What is known of the counterfactuals that are shown; by default that of the page's.
+        trust_of: The behaviour that each of these is about, where they are about several.
         filters: What was asked of the examples, by name; by default what the URL says.
         own: Whether it shows an own example, which is in no set.
     """
@@ -121,6 +122,7 @@ class About:
     observed: str = ""
     estimator: str | None = None
     trust: Sequence[StageTrust] | None = None
+    trust_of: Sequence[str] = ()
     filters: Mapping[str, str] | None = None
     own: bool = False
 
@@ -264,6 +266,7 @@ def _seen(draft: Draft) -> Seen:
         behaviour=about.behaviour,
         estimator=(estimate or "") if about.estimator is None else about.estimator,
         trust=tuple(trust or ()),
+        trust_of=tuple(about.trust_of),
         observed=about.observed,
         filters=dict(_filters(draft.query) if about.filters is None else about.filters),
         view=_view(draft),

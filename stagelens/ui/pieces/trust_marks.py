@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import streamlit as st
 
+from stagelens.contracts import SCORE
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text
@@ -61,32 +62,43 @@ def trust_badge(
     )
 
 
-def trust_badges(stages: Iterable[StageTrust], behaviour: str | None) -> None:
+def trust_badges(
+    stages: Iterable[StageTrust], behaviour: str | None, of: Sequence[str] = ()
+) -> None:
     """One badge per stage in a row, and below it why some are not to be relied on.
 
     Of many stages, one badge for all of which the same is known.
+
+    Args:
+        stages: What is known of each.
+        behaviour: Of the effects on which behaviour; None for all of them.
+        of: The behaviour of each, where they are about several.
     """
     stages = list(stages)
+    known: list[tuple[StageTrust, str | None, str]] = []
+    for each, named in zip(stages, of or [""] * len(stages), strict=True):
+        title = ", ".join(filter(None, (named.removeprefix(SCORE), each.stage)))
+        known.append((each, named or behaviour, title))
     words: dict[TrustWord, int] = {}
-    for stage in stages:
-        word = trust_word(stage, behaviour)
+    for stage, kind, _ in known:
+        word = trust_word(stage, kind)
         words[word] = words.get(word, 0) + 1
     with st.container(horizontal=True, gap="small"):
-        if len(stages) > MOST:
+        if len(known) > MOST:
             for word, count in words.items():
                 icon, color = _BADGES[word]
-                text = f"{word}: {count_text(count, 'stage')}"
+                text = f"{word}: {count_text(count, 'effect' if of else 'stage')}"
                 st.badge(text, icon=icon, color=color)  # type: ignore[arg-type]
         else:
-            for stage in stages:
-                trust_badge(stage, behaviour, stage.stage)
+            for stage, kind, name in known:
+                trust_badge(stage, kind, name)
     # Stages with the same reason share one line.
     reasons: dict[tuple[str, str], list[str]] = {}
-    for stage in stages:
-        if not is_trustworthy(stage, behaviour):
+    for stage, kind, name in known:
+        if not is_trustworthy(stage, kind):
             checked = bool(stage.agreements)  # its figures are in the badge
-            said = (trust_advice if checked else trust_explanation)(stage, behaviour)
-            reasons.setdefault((MARKS[trust_word(stage, behaviour)], said), []).append(stage.stage)
+            said = (trust_advice if checked else trust_explanation)(stage, kind)
+            reasons.setdefault((MARKS[trust_word(stage, kind)], said), []).append(name)
     # Figures differ from stage to stage, and with them the reasons.
     for (mark, said), names in list(reasons.items())[:MOST]:
         st.caption(f"{mark} {plain(listed(names))}: {plain(said)}")

@@ -70,9 +70,9 @@ def export(workspace: Workspace, found: Findings, cover: Cover) -> None:
             value=True,
             key="whole",
             disabled=not measured,
-            help="Headlines, credit and blame, stages, group gaps, found features and trust on "
-            f"set {components.plain(workspace.examples.name)}, after the pinned findings. The "
-            "same as stagelens report writes.",
+            help="Scores, headlines, credit and blame, stages, group gaps, found features and "
+            f"trust on set {components.plain(workspace.examples.name)}, after the pinned "
+            "findings. The same as stagelens report writes.",
         )
         drawn: Charts = st.radio(
             "Charts in the HTML file",
@@ -280,7 +280,7 @@ def _facts(workspace: Workspace, finding: Finding) -> None:
     """Trust, estimator, set and filters, and a link to the view."""
     seen = finding.seen
     if seen.trust:
-        trust_badges(seen.trust, seen.behaviour or None)
+        trust_badges(seen.trust, seen.behaviour or None, seen.trust_of)
     else:
         known = provenance.known(seen)[0]
         components.text_block(f"{known.mark} {known.words}. {known.meaning}", muted=True)

@@ -6,7 +6,7 @@ import streamlit as st
 
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
-from stagelens.ui.reading import loaders
+from stagelens.ui.reading import loaders, scored
 from stagelens.wording.folding import listed
 from stagelens.wording.numbers import phrase
 from stagelens.wording.trust_words import MARKS, trust_explanation, trust_label, trust_word
@@ -14,7 +14,8 @@ from stagelens.wording.trust_words import MARKS, trust_explanation, trust_label,
 
 def estimate_in_use(workspace: Workspace) -> str | None:
     """The estimate whose effects the other pages show; None without any."""
-    stored = loaders.available(workspace.at, workspace.examples.name)
+    at, name = workspace.at, workspace.examples.name
+    stored = loaders.available(at, name) or scored.estimates(at, name)
     asked = state.chosen("estimator")
     return asked if asked in stored else stored[0] if stored else None
 
@@ -28,9 +29,12 @@ def numbers_in_use(workspace: Workspace) -> None:
     if effects is None:
         return
     behaviour = workspace.bar.behaviour.name
+    # Scores have models of their own, and what is known of them.
+    effects = effects.about(behaviour)
+    used = dict.fromkeys(effects.sources[stage] for stage in effects.trust)
     st.header("The numbers in use", anchor=False)
     components.text_block(
-        f"The other pages show effects by {effects.estimator}. What is known of those on "
+        f"The other pages show effects by {listed(list(used))}. What is known of those on "
         f"{phrase(workspace.bar.behaviour)}, set {name}:"
     )
     alike: dict[str, list[str]] = {}

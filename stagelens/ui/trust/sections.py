@@ -54,12 +54,17 @@ def heading(workspace: Workspace) -> None:
     )
 
 
-def against_replay(view: TrustView) -> None:
-    """What the points of the scatter plots are."""
+def against_replay(view: TrustView, note: str = "") -> None:
+    """What the points of the scatter plots are.
+
+    Args:
+        view: What the page shows.
+        note: Why it is that behaviour.
+    """
     st.header("Estimates against replay", anchor=False)
     components.text_block(
         f"Each point is one example: its stage effect on the {view.behaviour.name} by "
-        f"{view.estimate} against the effect by replay."
+        f"{view.estimate} against the effect by replay. {note}".rstrip()
     )
 
 
