@@ -15,6 +15,9 @@ _CASTS = ("param_dtype", "reduce_dtype", "output_dtype")
 def check_sharded(model: nn.Module, count: int) -> None:
     """Refuse what a replay does not do as ``fully_shard`` was told to.
 
+    Parts may be replicated over a second dimension of the mesh (HSDP): gradients are the mean over
+    all processes all the same.
+
     Args:
         model: The sharded one.
         count: How many processes train it.
@@ -22,6 +25,12 @@ def check_sharded(model: nn.Module, count: int) -> None:
     Raises:
         RecordingError: Names what it is, and what to do.
     """
+    if not any(True for _ in sharding_modules(model)):
+        raise RecordingError(
+            "the model's parameters are shared out, but not by fully_shard, as in tensor "
+            "parallelism (parallelize_module, tp_plan), whose processes share micro-batches; "
+            "record a training with fully_shard or DistributedDataParallel"
+        )
     for name, parameter in model.named_parameters():
         own: Any = parameter
         if not is_shared_out(parameter):

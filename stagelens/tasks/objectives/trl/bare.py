@@ -19,15 +19,16 @@ class OneProcess:
     Args:
         device: That it computes on.
         dtype: What autocast casts to; None for none.
+        trained: How many processes trained. Losses read it; what other processes had is not here.
     """
 
-    num_processes = 1
     is_main_process = True
     sync_gradients = True
     parallelism_config = None
 
-    def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype | None, trained: int) -> None:
         self.device, self._dtype = device, dtype
+        self.num_processes = trained
 
     def gather(self, values: Any) -> Any:
         """What all processes have."""

@@ -99,6 +99,13 @@ class GRPO(Referred):
                     "it replaces the model's head, which the replayed model has not; train the "
                     "whole model in float32",
                 ),
+                (
+                    "top_entropy_quantile in several processes",
+                    trainer.accelerator.num_processes > 1 and trainer.top_entropy_quantile < 1,
+                    "which tokens count depends on the entropies of all processes' tokens, and "
+                    "replay has those of one at a time; train in one process, or with "
+                    "top_entropy_quantile=1",
+                ),
             ]
         )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stagelens.contracts import Example, Task
 from stagelens.tasks.objectives.pairs import completions
 
+from .objective import refuse
 from .referred import Referred
 
 
@@ -28,6 +29,21 @@ class KTO(Referred):
         "undesirable_weight",
     )
     read_arguments = ("disable_dropout",)
+
+    @classmethod
+    def check(cls, trainer: Any, known: type) -> None:
+        super().check(trainer, known)
+        refuse(
+            [
+                (
+                    "a KL over several processes",
+                    trainer.accelerator.num_processes > 1 and trainer.calculate_KL,
+                    "its loss compares every example with the KL of all processes' examples, of "
+                    "which replay has those of one at a time; train in one process, or with "
+                    "loss_type='apo_zero_unpaired', which has no KL",
+                )
+            ]
+        )
 
     def add_head(self, model: Any) -> None:
         self.add_log_probabilities(model, outputs=("log_probs", "entropy", "mean_logits"))

@@ -38,6 +38,8 @@ class TrlObjective(Objective):
         trl: The version of TRL that was recorded.
         attributes: Of the trainer, by name; plain JSON.
         arguments: Of its ``args``, by name; plain JSON.
+        processes: How many trained, each on micro-batches of its own. Some losses are multiplied by
+            it, because gradients are then averaged over them.
 
     Attributes:
         home: Where the trainer's class is, as ``module:Class``.
@@ -56,13 +58,19 @@ class TrlObjective(Objective):
     counted: ClassVar[bool] = True
 
     def __init__(
-        self, trl: str, attributes: Mapping[str, Any], arguments: Mapping[str, Any]
+        self,
+        trl: str,
+        attributes: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        processes: int = 1,
     ) -> None:
         self.trl, self.attributes, self.arguments = trl, dict(attributes), dict(arguments)
+        self.processes = processes
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"trl": self.trl, "attributes": self.attributes, "arguments": self.arguments}
+        own = {"trl": self.trl, "attributes": self.attributes, "arguments": self.arguments}
+        return own if self.processes == 1 else {**own, "processes": self.processes}
 
     def plain(self) -> Objective:
         found = copy(self)
@@ -88,6 +96,7 @@ class TrlObjective(Objective):
             _version(),
             {n: v for n in (*cls.read, *_EVERY) if _plain(v := getattr(trainer, n, ...))},
             {n: v for n in cls.read_arguments if _plain(v := getattr(trainer.args, n, ...))},
+            processes=trainer.accelerator.num_processes,
         )
 
     @classmethod
@@ -140,7 +149,7 @@ class TrlObjective(Objective):
         vars(trainer).update(
             model=model,
             ref_model=next(iter(references.values()), None),
-            accelerator=OneProcess(device, autocast_of(model)),
+            accelerator=OneProcess(device, autocast_of(model), self.processes),
             args=SimpleNamespace(
                 **{"gradient_checkpointing_kwargs": None, "max_length": None, **self.arguments},
                 device=device,

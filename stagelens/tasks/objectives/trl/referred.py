@@ -31,6 +31,7 @@ class Referred(TrlObjective):
         arguments: As there.
         adapter_off: Whether the reference is the model itself with its adapter off.
         ahead: Digest of the reference's weights where its log-probabilities are in the batches.
+        processes: As there.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class Referred(TrlObjective):
         arguments: Mapping[str, Any],
         adapter_off: bool = False,
         ahead: str | None = None,
+        processes: int = 1,
     ) -> None:
-        super().__init__(trl, attributes, arguments)
+        super().__init__(trl, attributes, arguments, processes)
         self.adapter_off, self.ahead = adapter_off, ahead
         self._digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
