@@ -12,7 +12,7 @@ x stands for everything that is differentiated: parameters and floating buffers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -242,6 +242,32 @@ class StageLoss:
             assert split is not None
             parts.append(split.per_example(x, self._filled(direction, x), owners))
         return torch.cat(parts)
+
+    def part(
+        self, values: Mapping[str, Tensor], record: StepRecord, positions: Collection[int]
+    ) -> dict[str, Tensor]:
+        """What some examples of the step add to its gradient, before clipping; by name.
+
+        Args:
+            values: x, by name.
+            record: The step.
+            positions: The examples, counted over its micro-batches.
+
+        Raises:
+            NotSeparable: The loss is no sum over examples.
+        """
+        total: dict[str, Tensor] = {}
+        first = 0
+        for micro in _batches(record):
+            owners = self.loss.row_examples(micro.batch)
+            count = max(owners) + 1
+            chosen = {p - first for p in positions if first <= p < first + count}
+            first += count
+            if chosen:
+                x, _, _, split, _ = self._forward(values, micro, split=True)
+                assert split is not None
+                _add(total, dict(zip(self.names, split.part(x, owners, chosen), strict=True)))
+        return total or {name: torch.zeros_like(values[name]) for name in self.names}
 
     def _forward(
         self,

@@ -11,17 +11,20 @@ Two readings of "without stage k", both exact derivatives of the real optimiser'
 All requested stages share one factual pass: a step's gradient is computed once, and its curvature
 is applied to every open stage's tangent. Each tangent is computed by itself, so it does not depend
 on which others are requested, or in which order.
+
+What first order neglects can be estimated on the way, see :mod:`.second_order`: of a jump from the
+defects of the later steps. Of a scale, what it is off where its stage ends is known without any,
+since the finite change of the stage is; from there on it is as of a jump.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from stagelens.contracts import Progress, ProgressCallback, no_progress
@@ -31,6 +34,7 @@ from stagelens.runs.boundaries import carry
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.step_records import StepRecord
 
+from .second_order import add, defect, row, rows, stacked, stage_probes
 from .step_map import State, StateVectors, StepMap
 from .trajectory import Crossing, DerivativeOptions, LinearStage, active_names, check_differentiable
 
@@ -47,14 +51,16 @@ class StageTangent:
 
     Attributes:
         stage: The stage's name.
+        neglected: What to expect each of ``values`` to lack to the finite difference, to second
+            order; None where it was not asked for, or is not known.
         values: Derivative of each parameter or floating buffer of the final model, of its shape;
             absent where the stage could not have changed it.
         growth: Norm of the derivative of the parameters over the norm of the stage's own change
             in them, carried over the later boundaries: 1 where later stages keep the change as it
             is; NaN where it overflowed.
         cost: Example-gradients, in replays of the later stages, as if the stage were requested
-            alone: the trajectory's gradients once, and :data:`HESSIAN_PRODUCT_COST` for each
-            product. Stages that are requested together share the first.
+            alone: the trajectory's gradients once, :data:`HESSIAN_PRODUCT_COST` for each product,
+            and one for each defect. Stages that are requested together share the first.
         seconds: Part of the wall time; each step's is divided among the stages open at it.
     """
 
@@ -63,37 +69,56 @@ class StageTangent:
     growth: float
     cost: float
     seconds: float
+    neglected: dict[str, Tensor] | None = None
 
 
 class _Lanes:
-    """The open tangents, one lane per stage."""
+    """The open tangents, one lane per stage.
+
+    Attributes:
+        stages: Of each lane.
+        vectors: The tangents.
+        errors: What they neglect, in the same lanes; None where this is not followed.
+        gradients: Example-gradients spent on each stage by itself.
+    """
 
     def __init__(self) -> None:
         self.stages: list[Stage] = []
         self.vectors: StateVectors | None = None
-        self.examples: dict[str, int] = {}
+        self.errors: StateVectors | None = None
+        self.gradients: dict[str, float] = {}
         self.later_examples: dict[str, int] = {}  # without the stage's own: what a replay costs
         self.seconds: dict[str, float] = {}
 
-    def open(self, stage: Stage, vectors: StateVectors) -> None:
+    def open(self, stage: Stage, vectors: StateVectors, errors: StateVectors | None) -> None:
+        """Open a lane for a stage; without ``errors``, none of any lane are followed."""
         self.stages.append(stage)
-        self.examples[stage.name] = self.later_examples[stage.name] = 0
-        self.seconds[stage.name] = 0.0
+        self.later_examples[stage.name] = 0
+        self.gradients[stage.name] = self.seconds[stage.name] = 0.0
+        if len(self.stages) == 1:
+            self.errors = errors
+        elif self.errors is not None and errors is not None:
+            self.errors = stacked([self.errors, errors])
         if self.vectors is not None:
-            vectors = _stacked(self.vectors, vectors)
+            vectors = stacked([self.vectors, vectors])
         self.vectors = vectors
 
-    def pay(self, stage: Stage, examples: int, seconds: float) -> None:
-        """Note what one step of ``stage`` cost."""
+    def pay(self, stage: Stage, examples: int, seconds: float, defects: bool) -> None:
+        """Note what one step of ``stage`` cost, with or without defects of every lane."""
+        products = 1 if self.errors is None else 2
+        gradients = 1 + HESSIAN_PRODUCT_COST * products
         for own in self.stages:
-            self.examples[own.name] += examples
-            self.later_examples[own.name] += examples if own.name != stage.name else 0
+            later = own.name != stage.name
+            # Within its own stage, a tangent has no defects that are not known anyway.
+            each = gradients + (defects and later)
+            self.gradients[own.name] += examples * (each if later else 1 + HESSIAN_PRODUCT_COST)
+            self.later_examples[own.name] += examples if later else 0
             self.seconds[own.name] += seconds / len(self.stages)
 
     def cost(self, stage: Stage) -> float:
         """In replays of the later stages; 0 where there are none."""
         replay = self.later_examples[stage.name]
-        return (1 + HESSIAN_PRODUCT_COST) * self.examples[stage.name] / replay if replay else 0.0
+        return self.gradients[stage.name] / replay if replay else 0.0
 
 
 def final_tangents(
@@ -102,6 +127,7 @@ def final_tangents(
     reading: Reading,
     options: DerivativeOptions | None = None,
     progress: ProgressCallback = no_progress,
+    defects: int = 0,
 ) -> dict[str, StageTangent]:
     """The derivative of the final parameters and buffers in each of ``stages``.
 
@@ -111,6 +137,7 @@ def final_tangents(
         reading: ``"jump"`` or ``"scale"``.
         options: Dtype and curvature.
         progress: Called after every step.
+        defects: Steps of every later stage that tell what first order neglects; 0 for none.
 
     Returns:
         One entry per stage; ``final - tangent`` is the first-order model without the stage.
@@ -138,20 +165,29 @@ def final_tangents(
             if lanes.vectors is not None:
                 # A merge is linearised where the stepped trajectory ended, as the steps are.
                 lanes.vectors = crossing.push(lanes.vectors, reached or before.end)
-            # After the push: a jump comes already carried over its own boundary, exactly.
-            if reading == "jump" and before.stage.name in asked:
-                lanes.open(before.stage, crossing.jump(before))
+                if lanes.errors is not None:
+                    lanes.errors = crossing.push(lanes.errors, reached or before.end)
+            if before.stage.name in asked:
+                # After the push: a jump comes already carried over its own boundary, exactly.
+                jump = crossing.jump(before)
+                if reading == "jump":
+                    lanes.open(before.stage, jump, own.layout.zeros(1) if defects else None)
+                else:
+                    _settle(lanes, before.stage, jump)
+        if own.loss.references.leaves:
+            lanes.errors = None  # how a reference model's start bends the steps is not known
         if reading == "scale" and stage.name in asked:
-            lanes.open(stage, own.layout.zeros(1))
+            zeros = own.layout.zeros(1)
+            lanes.open(stage, zeros, own.layout.zeros(1) if defects else None)
         if lanes.vectors is not None:
             forced = stage.name if reading == "scale" else None
             part = overall.part(done / total, (done + stage.steps) / total)
-            reached = _run_stage(own, lanes, forced, options, part)
+            reached = _run_stage(own, lanes, forced, options, part, defects)
             done += stage.steps
         before = own
     assert before is not None
     if reading == "jump" and before.stage.name in asked:
-        lanes.open(before.stage, _own_change(before))
+        lanes.open(before.stage, _own_change(before), before.layout.zeros(1) if defects else None)
     return {stage.name: _result(run, stage, lanes, k) for k, stage in enumerate(lanes.stages)}
 
 
@@ -161,29 +197,59 @@ def _run_stage(
     forced: str | None,
     options: DerivativeOptions,
     progress: ProgressCallback,
+    defects: int,
 ) -> State:
     """Step the factual state through a stage, and all open tangents with it."""
     state = own.start
     names = [stage.name for stage in lanes.stages]
     lane = names.index(forced) if forced in names else None
+    bent = [k for k in range(len(names)) if k != lane]
+    looked_at: Mapping[int, float] = {}
+    if lanes.errors is not None and bent:
+        looked_at = stage_probes(own.stage, 0, own.stage.steps, defects)
     if lanes.vectors is not None:
         own.loss.references.begin(lanes.vectors.values)
     with same_arithmetic(own.stage):
         for record in own.stage.read_steps():
             began = time.perf_counter()
             assert lanes.vectors is not None
-            evaluated = own.loss.push(state.values, record, lanes.vectors.values)
+            before, count, weight = lanes.vectors, len(names), looked_at.get(record.step)
+            # Errors of stages that are still going on are zero, as long as no other is open.
+            both = before if lanes.errors is None or not bent else stacked([before, lanes.errors])
+            evaluated = own.loss.push(state.values, record, both.values)
             step = StepMap(own.stage, own.loss, state, record, evaluated, options.plain_sgd)
-            lanes.vectors = step.push(lanes.vectors, evaluated)
+            pushed = step.push(both, evaluated)
+            lanes.vectors = rows(pushed, slice(0, count))
+            if lanes.errors is not None and bent:
+                lanes.errors = rows(pushed, slice(count, None))
+                for k in bent if weight is not None else ():
+                    found = defect(own, record, step, before, lanes.vectors, k)
+                    lanes.errors = add(lanes.errors, k, found, -(weight or 0.0))
             # d/dxi of s + xi (F(s) - s) at xi = 1 is J ds + (s' - s): the forcing is not pushed.
             if lane is not None:
                 _force(lanes.vectors, lane, step.change(own.loss.names))
             state = step.after
-            lanes.pay(own.stage, examples_of(record), time.perf_counter() - began)
+            spent = time.perf_counter() - began
+            lanes.pay(own.stage, examples_of(record), spent, weight is not None)
             at, steps = record.step + 1, own.stage.steps
             progress(at / steps, f"derivatives of stage {own.stage.name}, step {at} of {steps}")
     own.check_end(state)
     return state
+
+
+def _settle(lanes: _Lanes, stage: Stage, jump: StateVectors) -> None:
+    """What a scale neglects within its own stage: its finite change, less what it found.
+
+    Args:
+        lanes: Carried over the boundary after the stage already.
+        stage: Whose.
+        jump: Its finite change, carried over that boundary.
+    """
+    if lanes.errors is None or lanes.vectors is None:
+        return
+    lane = [each.name for each in lanes.stages].index(stage.name)
+    found = add(jump, 0, row(lanes.vectors, lane), -1.0)
+    lanes.errors = add(lanes.errors, lane, found)
 
 
 def _force(vectors: StateVectors, lane: int, change: StateVectors) -> None:
@@ -209,16 +275,6 @@ def _own_change(last: LinearStage) -> StateVectors:
     return vectors
 
 
-def _stacked(one: StateVectors, other: StateVectors) -> StateVectors:
-    return StateVectors(
-        {n: torch.cat([t, other.values[n]]) for n, t in one.values.items()},
-        {
-            n: {block: torch.cat([t, other.moments[n][block]]) for block, t in blocks.items()}
-            for n, blocks in one.moments.items()
-        },
-    )
-
-
 def _result(run: Run, stage: Stage, lanes: _Lanes, lane: int) -> StageTangent:
     assert lanes.vectors is not None
     values = {name: t[lane].detach().cpu() for name, t in lanes.vectors.values.items()}
@@ -236,7 +292,11 @@ def _result(run: Run, stage: Stage, lanes: _Lanes, lane: int) -> StageTangent:
     # Over all values: the norms above leave out running statistics, which can overflow as well.
     if not all(bool(tensor.isfinite().all()) for tensor in values.values()):
         growth = math.nan
-    return StageTangent(stage.name, values, growth, lanes.cost(stage), lanes.seconds[stage.name])
+    neglected = None
+    if lanes.errors is not None:
+        neglected = {n: t[lane].detach().cpu() for n, t in lanes.errors.values.items()}
+    cost, seconds = lanes.cost(stage), lanes.seconds[stage.name]
+    return StageTangent(stage.name, values, growth, cost, seconds, neglected)
 
 
 def norm(tensors: Iterable[Tensor]) -> float:

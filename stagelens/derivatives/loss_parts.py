@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,36 @@ class Split:
         bent = derivative(self.slopes, pushed, [cut.detached for cut in self.cuts])
         return derivative(self.outputs, bent, x)
 
+    def part(self, x: list[Tensor], owners: Sequence[int], chosen: Collection[int]) -> list[Tensor]:
+        """``sum_i J_i^T dL/dz_i`` over some examples: their part of the gradient in x.
+
+        Args:
+            x: What the gradient is in.
+            owners: As of :meth:`per_example`.
+            chosen: The examples.
+
+        Raises:
+            NotSeparable: As :meth:`per_example`.
+        """
+        kept = torch.tensor([owner in chosen for owner in owners])
+        slopes = []
+        for cut, slope in zip(self.cuts, self.slopes, strict=True):
+            by_row = slope.detach().reshape(self._rows(cut, len(owners)), -1)
+            mask = kept.to(by_row.device).repeat_interleave(len(by_row) // len(owners))
+            slopes.append((by_row * mask[:, None]).reshape(slope.shape))
+        return derivative(self.outputs, slopes, x)
+
+    @staticmethod
+    def _rows(cut: _Cut, count: int) -> int:
+        """How many rows z has: one, or one per token, for each of ``count`` rows of the batch."""
+        rows = cut.value.shape[0] if cut.value.ndim else 1
+        if rows != count and (not cut.inside or rows % count):
+            raise NotSeparable(
+                "the model's outputs do not have one row per example, so examples' shares of "
+                "a step are not defined; ask for steps"
+            )
+        return rows
+
     def per_example(self, x: list[Tensor], v: list[Tensor], owners: Sequence[int]) -> Tensor:
         """``dL/dz_i . (J v)_i`` for every example i; (B,).
 
@@ -102,12 +132,7 @@ class Split:
         for cut, slope, along_v in zip(
             self.cuts, self.slopes, along(self.outputs, x, v), strict=True
         ):
-            rows = cut.value.shape[0] if cut.value.ndim else 1
-            if rows != count and (not cut.inside or rows % count):
-                raise NotSeparable(
-                    "the model's outputs do not have one row per example, so examples' shares of "
-                    "a step are not defined; ask for steps"
-                )
+            self._rows(cut, count)
             # A language model's rows are tokens, with those of one text next to each other.
             own = (slope * along_v).detach().reshape(count, -1).sum(1)
             total.index_add_(0, owner, own.double().cpu())

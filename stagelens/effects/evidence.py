@@ -30,7 +30,7 @@ def models_of(run: Run, counterfactual: Counterfactual) -> list[Weights]:
     A replay: the counterfactual, and the repeated final model where it is not bit for bit. Other
     estimates: the counterfactual, both twins where there are any, and the task vector (unless it is
     the estimate), which costs only a forward pass and says how much the later stages did with the
-    stage's change. With a partial replay, the
+    stage's change; and the model to second order, where it is known. With a partial replay, the
     models where it ends as well: the recorded one, the one by replay and the one by cheap replay.
     """
     if counterfactual.weights is None:
@@ -45,7 +45,8 @@ def models_of(run: Run, counterfactual: Counterfactual) -> list[Weights]:
         # The task vector is derived from recorded states, and needs no second one.
         if counterfactual.derived_from or not is_estimate(run, counterfactual):
             return [counterfactual.weights]
-        return [counterfactual.weights, _task_vector(run, stage)]
+        models = [counterfactual.weights, _task_vector(run, stage)]
+        return models if counterfactual.corrected is None else [*models, counterfactual.corrected]
     twins = counterfactual.twins
     models = [counterfactual.weights, twins.factual, twins.counterfactual, _task_vector(run, stage)]
     part = twins.partial
@@ -78,7 +79,9 @@ def evidence_of(run: Run, counterfactual: Counterfactual, values: Sequence[np.nd
         if not others:  # the task vector, which is known of checkpoints alone
             way = course(run, stage, recorded=False)
             return Evidence(way, final, final - own, final - own)
-        return Evidence(course(run, stage), final, final - own, final - others[0])
+        vector, *corrected = others
+        by_second = final - corrected[0] if corrected else None
+        return Evidence(course(run, stage), final, final - own, final - vector, by_second)
     factual, twin, vector, *boundary = others
     # What was replayed exactly is no source of error.
     passed = None if twins.partial is None else run.stage(twins.partial.stage)

@@ -30,16 +30,30 @@ class Evidence:
         final: The final model.
         by_weights: Effect by the counterfactual weights.
         by_task_vector: Effect by the task vector.
+        by_second_order: Effect by the weights to second order; None where it is not known.
     """
 
     course: Course
     final: np.ndarray
     by_weights: np.ndarray
     by_task_vector: np.ndarray
+    by_second_order: np.ndarray | None = None
 
     def effect(self) -> np.ndarray:
         """(N,) the effect that is shown."""
         return self.by_weights
+
+    @property
+    def neglected(self) -> float | None:
+        """The second-order term that the effect neglects, relative to the effect with it.
+
+        At most 10, as beyond that nothing is left to tell; None where it is not known.
+        """
+        if self.by_second_order is None:
+            return None
+        apart = _length(self.by_second_order - self.effect())
+        share = apart / _length(self.by_second_order)
+        return min(share, 10.0) if math.isfinite(share) else 10.0
 
     def features(self) -> dict[str, float]:
         """Signs of trouble by name; lengths are logarithms, relative to the effect's."""
@@ -61,7 +75,7 @@ class Evidence:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairedEvidence(Evidence):
     """What the twins of a coarse replay say as well.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .calibration import calibration, kind_of, known_kind, promised
@@ -62,21 +64,36 @@ def judged(
             f" Over the {kind.recordings} trainings of the calibration bench, the median error of "
             f"this estimator was {100 * kind.typical:.0f} %."
         )
+        reason += second_order_sentence(evidence.neglected)
     unlike = unlike or ("" if promise.familiar else _STRANGE)
     # Said only where nothing else stands against it.
     if promise.low:
         reason += not_alike(unlike)
+    # The bench knows nothing of the neglected term, which may lower trust, but never raise it.
+    least = evidence.neglected or 0.0
     return trust.model_copy(
         update={
             "reason": reason,
-            "expected_error": promise.upper,
-            "typical_error": promise.typical,
-            "group_error": promise.group,
-            "wrong_signs": promise.wrong_signs,
-            "reliable": promise.reliable and not unlike,
+            "expected_error": max(promise.upper, least),
+            "typical_error": max(promise.typical, least),
+            "group_error": max(promise.group, least),
+            "wrong_signs": max(promise.wrong_signs, math.atan(least) / math.pi),
+            "reliable": promise.reliable and not unlike and least <= RELIABLE_BELOW,
             "unlike": unlike,
+            "neglected": evidence.neglected,
         }
     )
+
+
+def second_order_sentence(neglected: float | None) -> str:
+    """What first order neglects, in a sentence with a space before it; empty if not known."""
+    if neglected is None:
+        return ""
+    size = "over 10 times" if neglected >= 10 else f"about {100 * neglected:.0f} % of"
+    if neglected < 0.005:
+        size = "less than 1 % of"
+    beyond = ", so that this is beyond first order" if neglected > REFUSED_ABOVE else ""
+    return f" The neglected second-order term is {size} the effect{beyond}."
 
 
 _STRANGE = "no training there was like this one"

@@ -73,6 +73,8 @@ class Counterfactual:
         derived_from: Recorded states that ``weights`` are computed from each time they are read,
             so caching them would only take room; empty where the estimator computed
             the weights itself.
+        corrected: The model with what first order neglects put back, to second order; where the
+            estimator knows it.
         part: Whether only some of the stage's training examples are left out, of which the
             calibration bench says nothing.
     """
@@ -84,6 +86,7 @@ class Counterfactual:
     repeated: Weights | None = None
     derived_from: tuple[Weights, ...] = ()
     part: bool = False
+    corrected: Weights | None = None
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ class StageTrust(BaseModel):
         wrong_signs: Share of examples, 0 to 1, whose effect may have the wrong sign, which nine of
             ten such estimates stay within; None where it is not known.
         reliable: Whether an estimate could be relied on before any replay; None where not known.
+        neglected: The second-order term that a first-order estimate neglects, estimated without a
+            replay, relative to the effect with it; 10 where it is more, None where it is not known.
         twins_share: Weight of the twins in the effects; the rest is the counterfactual's own. 0
             without twins.
         twins_anchor: What the counterfactual twin is compared with: 0 for the factual twin, 1 for
@@ -90,6 +92,7 @@ class StageTrust(BaseModel):
     group_error: float | None = None
     wrong_signs: float | None = None
     reliable: bool | None = None
+    neglected: float | None = None
     twins_share: float = 0.0
     twins_anchor: float = 0.0
     on_samples: tuple[str, ...] = ()

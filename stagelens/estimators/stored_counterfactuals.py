@@ -58,7 +58,7 @@ class Cached(BaseModel):
         trust: What is known of the counterfactual.
         files: ``weights``; ``factual`` and ``counterfactual`` where there are twins; ``exact`` and
             ``cheap`` where there is a partial replay; ``repeated`` where a replay is not bit for
-            bit.
+            bit; ``corrected`` where what first order neglects is known.
         sampling: See :class:`~stagelens.estimators.protocol.Twins`.
         travels: The same.
         partial: Stage and error of a :class:`~stagelens.estimators.protocol.PartialReplay`.
@@ -103,6 +103,8 @@ def keep(run: Run, stage: Stage, estimator: Estimator, computed: Counterfactual)
             known["partial"] = (part.stage, part.error)
     if computed.repeated is not None:
         models["repeated"] = computed.repeated
+    if computed.corrected is not None:
+        models["corrected"] = computed.corrected
     # What a frozen base holds is not written again for every counterfactual.
     written = {
         name: save_model(run.path, f"{prefix}.{name}.safetensors", tensors, run.last.facts.end)
@@ -135,7 +137,8 @@ def _counterfactual(stage: Stage, cached: Cached, models: Mapping[str, Weights])
         factual, twin = models["factual"], models["counterfactual"]
         twins = Twins(factual, twin, cached.sampling, cached.travels, part)
     return Counterfactual(
-        stage.name, models["weights"], cached.trust, twins, models.get("repeated")
+        *(stage.name, models["weights"], cached.trust, twins, models.get("repeated")),
+        corrected=models.get("corrected"),
     )
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from stagelens.derivatives.forward_mode import Reading, StageTangent
     from stagelens.runs.states import Weights
 
-_TANGENT = 3.0
-"""Cost of a step with its tangent, in plain steps."""
+_TANGENT, _NEGLECTED = 3.0, 2.0
+"""Cost of a step with its tangent, in plain steps, and of following what that neglects."""
 
 _LARGEST_GROWTH = 1.75
 """A derivative longer than this many times the stage's own change is refused. Chosen on digits
@@ -32,36 +32,43 @@ class _Unrolled(Estimator):
 
     Costs more than a replay: per later step one gradient, shared by the stages that are requested
     together, and one Hessian-vector product per stage, counted as two gradients. So ``cost`` is 3
-    for the jump, as if the stage were requested alone.
+    for the jump, as if the stage were requested alone. To follow the neglected second-order term
+    takes another product, and a gradient at a few steps: 5 and a little.
 
     Args:
         dtype: ``"float32"`` or ``"float64"``; None is the dtype of the recording.
         curvature: ``"exact"`` or ``"gauss-newton"``.
+        neglected: Whether to estimate the second-order term that it neglects.
     """
 
     _reading: Reading
     _sentence: str
     _plain_sgd = False
-    revision = 2
+    revision = 3
 
     def __init__(
         self,
         dtype: Literal["float32", "float64"] | None = None,
         curvature: Literal["exact", "gauss-newton"] = "exact",
+        neglected: bool = True,
     ) -> None:
         self._dtype, self._gauss_newton = dtype, curvature == "gauss-newton"
+        self._neglected = neglected
         # Defaults are left out: spelled out or not, they share one cache key and one table.
         self.settings = {
             key: value
             for key, value in (("dtype", dtype), ("curvature", curvature))
             if value not in (None, "exact")
         }
+        if not neglected:
+            self.settings["neglected"] = False
 
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
     ) -> Iterator[Counterfactual]:
         """See :class:`~stagelens.estimators.protocol.Estimator`."""
         from stagelens.derivatives.forward_mode import final_tangents  # torch
+        from stagelens.derivatives.second_order import PROBES
         from stagelens.derivatives.trajectory import DerivativeOptions
 
         options = DerivativeOptions(self._dtype, self._gauss_newton, plain_sgd=self._plain_sgd)
@@ -70,7 +77,9 @@ class _Unrolled(Estimator):
         earlier = [s for s in stages if s.index < run.last.index and s.index not in edge]
         tangents = {}
         if earlier:
-            tangents = final_tangents(run, earlier, self._reading, options, progress)
+            # Without its curvature or optimiser, a derivative has no second-order term of its own.
+            defects = PROBES if self._neglected and not self._plain_sgd else 0
+            tangents = final_tangents(run, earlier, self._reading, options, progress, defects)
         final = run.last.end().model
         for stage in stages:
             if stage.name in tangents:
@@ -125,7 +134,11 @@ class _Unrolled(Estimator):
             return self._refused(stage, f"The first-order change is {grown}", tangent)
         from .subtraction import subtract_tangent  # torch
 
-        return Counterfactual(stage.name, subtract_tangent(final, tangent.values), trust)
+        weights, corrected = subtract_tangent(final, tangent.values), None
+        if (more := tangent.neglected) is not None:
+            whole = {name: tensor + more[name] for name, tensor in tangent.values.items()}
+            corrected = subtract_tangent(final, whole)
+        return Counterfactual(stage.name, weights, trust, corrected=corrected)
 
 
 _LONG = 50
@@ -160,7 +173,8 @@ class UnrolledJump(_Unrolled):
     def seconds(cls, stages: Sequence[Pace], settings: Mapping[str, Any]) -> float | None:
         """Seconds for a tangent along every later stage."""
         once = seconds_without_each(stages)
-        return None if once is None else _TANGENT * once
+        each = _TANGENT + (0.0 if settings.get("neglected") is False else _NEGLECTED)
+        return None if once is None else each * once
 
 
 class UnrolledScale(_Unrolled):
@@ -169,6 +183,7 @@ class UnrolledScale(_Unrolled):
     Args:
         dtype: ``"float32"`` or ``"float64"``; None is the dtype of the recording.
         curvature: ``"exact"`` or ``"gauss-newton"``.
+        neglected: Whether to estimate the second-order term that it neglects.
         as_plain_sgd: Treat the optimiser as plain SGD; shows in benchmarks what ignoring the
             optimiser costs (arXiv 2605.18814), and has no other use.
     """
@@ -185,15 +200,18 @@ class UnrolledScale(_Unrolled):
         once = seconds_without_each(stages)
         if once is None:
             return None
-        return _TANGENT * (once + sum(pace.seconds or 0.0 for pace in stages[:-1]))
+        own = sum(pace.seconds or 0.0 for pace in stages[:-1])
+        more = 0.0 if settings.get("neglected") is False else _NEGLECTED * once
+        return _TANGENT * (once + own) + more
 
     def __init__(
         self,
         dtype: Literal["float32", "float64"] | None = None,
         curvature: Literal["exact", "gauss-newton"] = "exact",
         as_plain_sgd: bool = False,
+        neglected: bool = True,
     ) -> None:
-        super().__init__(dtype, curvature)
+        super().__init__(dtype, curvature, neglected)
         self._plain_sgd = as_plain_sgd
         if as_plain_sgd:
             self.settings = {**self.settings, "as_plain_sgd": True}

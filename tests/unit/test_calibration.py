@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from stagelens.estimators import calibration
 from stagelens.estimators.calibration import Function, Kind, promised
+from stagelens.estimators.evidence import Evidence
 from stagelens.estimators.expected_error import judged
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.trust.coverage import close_enough
@@ -172,3 +174,23 @@ def test_the_task_vector_needs_nothing_but_checkpoints() -> None:
     assembled = {"hardness", "sgd", "steps"}
     assert not assembled & set(names)
     assert COURSE.stages == 2
+
+
+@pytest.mark.parametrize(
+    ("missed", "said"), [(0.02, "about 2 % of the effect."), (40.0, "over 10 times the effect")]
+)
+def test_a_neglected_second_order_term_lowers_trust_and_never_raises_it(
+    missed: float, said: str
+) -> None:
+    random = np.random.default_rng(1)
+    effect, other = random.normal(size=(2, 300))
+    plain = Evidence(COURSE, effect, effect, effect + other)
+    second = replace(plain, by_second_order=effect / (1 + missed))
+    trust = StageTrust(stage="one", estimator="unrolled-jump", trust="estimated", reason="Why.")
+    before, after = (judged(trust, each, "Unrolled", "") for each in (plain, second))
+    assert before.neglected is None and said in after.reason
+    for name in ("expected_error", "typical_error", "group_error", "wrong_signs"):
+        assert getattr(after, name) >= getattr(before, name), name
+    assert not after.reliable or before.reliable
+    if missed > 1:
+        assert "beyond first order" in after.reason and after.expected_error >= 1

@@ -67,7 +67,8 @@ def test_a_coarse_replay_costs_its_budget_and_time_for_every_step() -> None:
 def test_tangents_cost_more_than_a_replay_and_the_task_vector_nothing() -> None:
     jump = estimate_seconds(LONG, "unrolled-jump", {})
     scale = estimate_seconds(LONG, "unrolled-scale", {})
-    assert jump == 300 and scale == 390
+    assert jump == 500 and scale == 590
+    assert estimate_seconds(LONG, "unrolled-jump", {"neglected": False}) == 300
     assert estimate_seconds(LONG, "task-vector", {}) == 0
     assert estimate_seconds(run_of(1, None), "unrolled-jump", {}) is None
 
@@ -93,7 +94,7 @@ def test_a_verification_is_predicted_from_what_is_not_stored_yet() -> None:
     assert alone is not None
     jump = verify_seconds(LONG, [("unrolled-jump", {})], 0, [])
     noise = verify_seconds(LONG, vector, 2, [])
-    assert jump == pytest.approx(alone + 300) and noise == pytest.approx(alone + 400)
+    assert jump == pytest.approx(alone + 500) and noise == pytest.approx(alone + 400)
     names = [pace.stage for pace in LONG]
     replayed = replayed_of(*names)
     assert verify_seconds(LONG, vector, 0, [replayed]) == pytest.approx(alone - 160)

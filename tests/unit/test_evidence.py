@@ -102,7 +102,8 @@ def test_the_worst_of_the_later_stages_counts() -> None:
 def test_features_are_finite_where_there_is_no_effect_at_all() -> None:
     nothing = np.zeros(10)
     plain = Evidence(COURSE, nothing, nothing, nothing).features()
-    both = PairedEvidence(COURSE, nothing, nothing, nothing, nothing, nothing).features()
+    paired = {"factual": nothing, "by_twins": nothing}
+    both = PairedEvidence(COURSE, nothing, nothing, nothing, **paired).features()
     assert all(map(math.isfinite, [*plain.values(), *both.values()]))
 
 

@@ -89,7 +89,7 @@ def assert_same_numbers(run: Run, alone: Run) -> None:
     """Counterfactuals to the bit, effects to the rounding of float32."""
     own, other = dict(counterfactuals(run)), dict(counterfactuals(alone))
     assert own.keys() == other.keys()
-    assert len(own) == 3 * (1 + 3 + 1 + 1)  # replay, coarse with its twins, unrolled twice
+    assert len(own) == 3 * (1 + 3 + 2 + 2)  # replay, coarse with its twins, unrolled to two orders
     for name, weights in own.items():
         assert differing(weights, other[name]) == [], name
     for estimator in ("replay", *ESTIMATORS):

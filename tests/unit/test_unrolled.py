@@ -289,7 +289,14 @@ def test_variances_stay_positive() -> None:
 def test_costs_are_counted_in_replays_of_the_later_stages(tmp_path: Path) -> None:
     make = OPTIMIZERS["sgd"]
     run = record(tmp_path / "run", "cnn", [Phase("one", make, 4), Phase("two", make, 8)])
-    for estimator, cost in ((UnrolledJump(), 3.0), (UnrolledScale(), 4.5)):
+    made = {
+        UnrolledJump(neglected=False): 3.0,
+        UnrolledScale(neglected=False): 4.5,
+        # Another product at every later step, and a gradient at each of so few.
+        UnrolledJump(): 6.0,
+        UnrolledScale(): 7.5,
+    }
+    for estimator, cost in made.items():
         one = next(iter(estimator.counterfactuals(run, run.stages[:1], no_progress)))
         assert one.trust.cost == pytest.approx(cost)
         assert one.trust.seconds > 0
