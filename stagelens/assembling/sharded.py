@@ -19,7 +19,8 @@ from torch import Tensor
 from stagelens.compute import memory
 from stagelens.compute.memory import amount
 from stagelens.contracts import RunError
-from stagelens.runs.streaming import TensorFacts, write_tensors
+from stagelens.runs.streaming import TensorFacts
+from stagelens.runs.tensor_files import write_tensors
 
 from .checkpoints import CHECKPOINT, WEIGHTS, ZERO, Checkpoint, Place, distributed_folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,8 +14,16 @@ from stagelens.runs.boundaries import carry, check_crossable, magnitudes
 from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.quantised import is_quantised
 from stagelens.runs.run import Run, Stage
+from stagelens.runs.scratch import scratch
 from stagelens.runs.states import Weights, all_finite
-from stagelens.runs.streaming import Streamed, TensorFacts, facts_of, flat_blocks
+from stagelens.runs.streaming import (
+    Reader,
+    Streamed,
+    TensorFacts,
+    computed,
+    facts_of,
+    reader_of,
+)
 
 
 def appeared_there(stage: Stage) -> str:
@@ -101,37 +110,39 @@ class WithoutStage(Streamed):
         return len(self.final)
 
     def __getitem__(self, name: str) -> Tensor:
-        if (change := self._change(name)) is None:
+        change = self._change(name)
+        if change is None:
             return self.final[name]
-        facts = self.facts(name)
-        without, done = torch.empty(facts.shape, dtype=facts.dtype), 0
-        for block in self._blocks(name, change):
-            without.view(-1)[done : done + len(block)] = block
-            done += len(block)
-        return without
+        return computed(self.facts(name), self._reader(name, change))
 
     def facts(self, name: str) -> TensorFacts:
         return facts_of(self.final, name)
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
+    def reader(self, name: str) -> Reader:
         change = self._change(name)
-        return flat_blocks(self.final, name) if change is None else self._blocks(name, change)
+        return reader_of(self.final, name) if change is None else self._reader(name, change)
 
-    def _blocks(self, name: str, change: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    def _reader(self, name: str, change: _Change) -> Reader:
+        final = reader_of(self.final, name)
         variance = name.endswith("running_var")
-        for final in flat_blocks(self.final, name):
-            start, end = next(change, (final[:0], final[:0]))
-            n = start.numel()  # several times quicker than len, and asked of every block
-            whole = n == final.numel()
-            if self._is_start:
-                without = start.to(final.dtype)
-            else:
-                without = _without(final if whole else final[:n], start, end, variance)
-            # Rows that a vocabulary gained have no value before: they keep their final ones.
-            yield without if whole else torch.cat([without, final[n:]])
 
-    def _change(self, name: str) -> Iterator[tuple[Tensor, Tensor]] | None:
-        """Start and end, in blocks, of the elements that carry the change: those in both.
+        def read(start: int, out: Tensor) -> None:
+            carried = out[: max(change.count - start, 0)]
+            if len(carried) < len(out) or not self._is_start:
+                # Rows that a vocabulary gained have no value before: they keep their final ones.
+                final(start, out)
+            with scratch(len(carried), *change.dtypes) as (before, after):
+                change.before(start, before)
+                if self._is_start:
+                    carried.copy_(before)
+                else:
+                    change.after(start, after)
+                    _take_out(carried, before, after, variance)
+
+        return read
+
+    def _change(self, name: str) -> _Change | None:
+        """Start and end of the elements that carry the change, those in both; None without any.
 
         Raises:
             RunError: The shapes differ other than by added rows; nothing is broadcast.
@@ -157,8 +168,8 @@ class WithoutStage(Streamed):
                 "the original run folder"
             )
         count = math.prod(shapes[0]) if rows is None else rows * math.prod(shapes[0][1:])
-        blocks = (_first(flat_blocks(*each), count) for each in (before, after))
-        return zip(*blocks, strict=True)
+        dtypes = facts_of(*before).dtype, facts_of(*after).dtype
+        return _Change(reader_of(*before), reader_of(*after), dtypes, count)
 
     def _rows(self, name: str) -> int | None:
         """The fewest rows that a tensor of the final model had since the stage; None if all.
@@ -192,21 +203,21 @@ class WithoutStage(Streamed):
         return (state, own) if own in state else None
 
 
-def _first(blocks: Iterator[Tensor], count: int) -> Iterator[Tensor]:
-    """The first elements of some blocks."""
-    for block in blocks:
-        size = block.numel()
-        yield block if size <= count else block[:count]
-        count -= size
-        if count <= 0:
-            return
+@dataclass(frozen=True)
+class _Change:
+    """What a stage did to the first ``count`` elements of a tensor: those before and after it."""
+
+    before: Reader
+    after: Reader
+    dtypes: tuple[torch.dtype, torch.dtype]
+    count: int
 
 
-def _without(final: Tensor, before: Tensor, after: Tensor, variance: bool) -> Tensor:
-    """``final - (after - before)``, rounded once; variances stay positive.
+def _take_out(final: Tensor, before: Tensor, after: Tensor, variance: bool) -> None:
+    """``final -= after - before``, rounded once; variances stay positive.
 
     Args:
-        final: (n,) floating; the result has its dtype.
+        final: (n,) floating; overwritten.
         before: (n,).
         after: (n,).
         variance: Whether to scale by ``before / after`` instead; where that is not a positive
@@ -215,15 +226,18 @@ def _without(final: Tensor, before: Tensor, after: Tensor, variance: bool) -> Te
     if variance:
         ratio = before.double() / after.double()
         usable = torch.isfinite(ratio) & (ratio > 0)
-        scaled = final.double() * torch.where(usable, ratio, 1.0)
-        return scaled.to(final.dtype)
+        final.copy_(final.double() * torch.where(usable, ratio, 1.0))
+        return
     wide = torch.float32 if final.dtype.itemsize <= 2 else torch.float64
-    # Nothing in place: where the dtype is already this one, .to returns the loaded state itself.
-    change = after.to(wide) - before.to(wide)
-    if not all_finite(change):
-        # The same infinity, as in an attention mask, is no change.
-        change = torch.where(after == before, 0.0, change)
-    return (final.to(wide) - change).to(final.dtype)
+    with scratch(len(final), wide, wide) as (change, without):
+        change.copy_(after)
+        change.sub_(without.copy_(before))
+        without.copy_(final).sub_(change)
+        if not all_finite(without):
+            # The same infinity, as in an attention mask, is no change.
+            change.copy_(torch.where(after == before, 0.0, change))
+            without.copy_(final).sub_(change)
+        final.copy_(without)
 
 
 def subtract_tangent(

@@ -16,7 +16,8 @@ from stagelens.compute import temporaries
 from .saved_states import nested
 from .shards import is_shared_out, put_back
 from .states import OptimizerState, TrainingState, model_tensors
-from .streaming import TemporaryTensors, in_order, write_tensors
+from .streaming import TemporaryTensors, in_order
+from .tensor_files import write_tensors
 
 
 def gathered_state(

@@ -23,8 +23,8 @@ from .streaming import (
     flat_blocks,
     in_order,
     read_header,
-    write_tensors,
 )
+from .tensor_files import write_tensors
 
 
 def save_tensors(root: Path, relative: str, tensors: Mapping[str, Tensor]) -> FileRef:

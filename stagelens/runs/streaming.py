@@ -1,4 +1,4 @@
-"""Safetensors files tensor by tensor: mapped into memory for reading, written in blocks.
+"""Safetensors files tensor by tensor: mapped into memory, or read in blocks.
 
 The format: 8 bytes with the length of the header (little endian), the header as JSON padded with
 spaces to a multiple of 8 bytes, then the tensors' raw bytes without gaps. ``safetensors`` itself
@@ -15,12 +15,12 @@ import struct
 import sys
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,16 +46,17 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+"""What the format calls them."""
 
 # Linux counts a private mapping as memory that may be needed, and refuses a file larger than
 # memory, unless MAP_NORESERVE is set. Python has a name for it from 3.13 on.
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
 BLOCK = 1 << 15
-"""Elements computed at a time: however large a tensor, no more memory is taken; they stay in the
-processor's cache; and torch would share out more among threads, which cost more than they save on a
-processor with other work to do."""
+"""Elements summed at a time: however large a tensor, no more memory is taken; and torch would share
+out more among threads, which cost more than they save on a processor with other work to do. Sums
+over a tensor depend on it in their last digits."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,14 @@ class TensorFacts:
     shape: tuple[int, ...]
 
     @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
     def bytes(self) -> int:
         """How many bytes it takes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.count * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,15 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata, 8 + length)
 
 
+class Reader(Protocol):
+    """Reads or computes any part of one tensor; several threads may call it at the same time."""
+
+    def __call__(self, start: int, out: Tensor) -> None:
+        """Fill ``out``, (n,) of the tensor's dtype, with its n values from ``start`` on."""
+
+
 class Streamed(Mapping[str, Tensor]):
-    """Named tensors that can be read in blocks, so that no whole one has to be in memory."""
+    """Named tensors that can be read in parts, so that no whole one has to be in memory."""
 
     @abstractmethod
     def facts(self, name: str) -> TensorFacts:
@@ -130,8 +143,43 @@ class Streamed(Mapping[str, Tensor]):
         return True
 
     @abstractmethod
+    def reader(self, name: str) -> Reader:
+        """What reads or computes any part of one tensor.
+
+        Raises:
+            RunError: It cannot be had.
+        """
+
     def blocks(self, name: str) -> Iterator[Tensor]:
         """The values of one tensor, in order, in blocks of (n,) with n at most ``BLOCK``."""
+        facts, read = self.facts(name), self.reader(name)
+        for start in range(0, max(facts.count, 1), BLOCK):  # one, if it is empty
+            block = torch.empty(min(BLOCK, facts.count - start), dtype=facts.dtype)
+            read(start, block)
+            yield block
+
+
+def computed(facts: TensorFacts, read: Reader) -> Tensor:
+    """One whole tensor in memory of its own, without more than a block beside it."""
+    tensor = torch.empty(facts.shape, dtype=facts.dtype)
+    flat = tensor.view(-1)
+    for start in range(0, facts.count, BLOCK):
+        read(start, flat[start : start + BLOCK])
+    return tensor
+
+
+def reader_of(weights: Mapping[str, Tensor], name: str) -> Reader:
+    """What reads or computes any part of one tensor; see :meth:`Streamed.reader`."""
+    return weights.reader(name) if isinstance(weights, Streamed) else _copying(weights[name])
+
+
+def _copying(tensor: Tensor) -> Reader:
+    flat = tensor.detach().reshape(-1)
+
+    def read(start: int, out: Tensor) -> None:
+        out.copy_(flat[start : start + len(out)])
+
+    return read
 
 
 def flat_blocks(weights: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
@@ -210,18 +258,19 @@ class MappedTensors(Streamed):
     def facts(self, name: str) -> TensorFacts:
         return self._facts[name]
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
+    def reader(self, name: str) -> Reader:
         facts, place = self._facts[name], self._places[name]
         if self._has_view(name) or not facts.bytes:
-            yield from self[name].view(-1).split(BLOCK)
-            return
+            return _copying(self[name])
+
         # Read instead of mapped: pages of a mapping count as memory of the process.
-        step, end = BLOCK * facts.dtype.itemsize, place + facts.bytes
-        for start in range(place, end, step):
-            block = bytearray(min(step, end - start))
-            if os.preadv(self._file, [block], start) != len(block):
+        def read(start: int, out: Tensor) -> None:
+            memory = out.view(torch.uint8).numpy().data
+            found = os.preadv(self._file, [memory], place + start * facts.dtype.itemsize)
+            if found != memory.nbytes:
                 raise RunError(f"{self.path} was cut short while it was read; restore it")
-            yield torch.frombuffer(block, dtype=facts.dtype)
+
+        return read
 
     def _has_view(self, name: str) -> bool:
         """Whether a tensor has to be read through its view: it may have been changed."""
@@ -290,48 +339,6 @@ class Gathered(Streamed):
         file, there = self._places[name]
         return file.facts(there)
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
+    def reader(self, name: str) -> Reader:
         file, there = self._places[name]
-        return file.blocks(there)
-
-
-def write_tensors(
-    file: IO[bytes],
-    tensors: Mapping[str, TensorFacts],
-    blocks: Callable[[str], Iterable[Tensor]],
-    metadata: Mapping[str, str],
-) -> None:
-    """Write a safetensors file, holding no more than one block of it at a time.
-
-    Args:
-        file: Open for writing, at its start.
-        tensors: What the file will hold, in this order.
-        blocks: Tensor name to its values in order, in pieces of any size, of its dtype.
-        metadata: Texts for the header.
-
-    Raises:
-        ValueError: The pieces of a tensor are not of its dtype, or do not fill its shape.
-    """
-    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    place = 0
-    for name, facts in tensors.items():
-        entries[name] = {
-            "dtype": _NAMES[facts.dtype],
-            "shape": list(facts.shape),
-            "data_offsets": [place, place + facts.bytes],
-        }
-        place += facts.bytes
-    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    # Tensors begin at a multiple of 8 bytes, so that mapped 64-bit values are aligned.
-    header += b" " * (-len(header) % 8)
-    file.write(struct.pack("<Q", len(header)) + header)
-    for name, facts in tensors.items():
-        written = 0
-        for block in blocks(name):
-            if block.dtype != facts.dtype:
-                raise ValueError(f"{name} is {facts.dtype}, but a piece of it is {block.dtype}")
-            # As bytes, because numpy has no bfloat16; flat first, for scalars.
-            written += file.write(block.contiguous().view(-1).view(torch.uint8).numpy().data)
-            del block  # before the next one is made
-        if written != facts.bytes:
-            raise ValueError(f"{name} takes {facts.bytes} bytes, but its pieces have {written}")
+        return file.reader(there)

@@ -17,7 +17,8 @@ from torch import Tensor
 from stagelens.runs.boundary_facts import Boundary
 from stagelens.runs.files import is_as_recorded, reference_of, write_json
 from stagelens.runs.schema import RunFile, StageFile, StageRef, StateRef, TaskRef
-from stagelens.runs.streaming import TensorFacts, read_header, write_tensors
+from stagelens.runs.streaming import TensorFacts, read_header
+from stagelens.runs.tensor_files import write_tensors
 
 STATE_BYTES, SHARDS = 4 * 10**9, 4
 LEAST_FREE = 25 * 10**9

@@ -16,7 +16,8 @@ from scipy.stats import mannwhitneyu, t, ttest_ind
 from stagelens.analyses.spurious.candidates import clusters, columns, words
 from stagelens.analyses.spurious.feature_table import OF_DRAWS, load_features, noise_key
 from stagelens.analyses.spurious.features import Look, find_features
-from stagelens.analyses.spurious.patches import Patch, background, grid, occupied, taken_out
+from stagelens.analyses.spurious.grids import Patch, grid
+from stagelens.analyses.spurious.patches import background, occupied, taken_out
 from stagelens.analyses.spurious.ranking import strongest
 from stagelens.analyses.spurious.statistics import (
     LEVEL,

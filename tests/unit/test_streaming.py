@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stagelens.contracts import RunError
-from stagelens.runs.streaming import MappedTensors, TensorFacts, read_header, write_tensors
+from stagelens.runs.streaming import MappedTensors, TensorFacts, read_header
+from stagelens.runs.tensor_files import write_tensors
 from tests.support.loops import differing
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from stagelens.contracts import BASE, ProgressCallback, no_progress
@@ -27,8 +26,16 @@ from stagelens.measuring.models import empty_model, measure_set
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
+from stagelens.runs.scratch import scratch
 from stagelens.runs.states import Weights
-from stagelens.runs.streaming import Streamed, TensorFacts, facts_of, flat_blocks
+from stagelens.runs.streaming import (
+    Reader,
+    Streamed,
+    TensorFacts,
+    computed,
+    facts_of,
+    reader_of,
+)
 
 from .routes import merge_of, routes, stages_of
 from .soup_table import METHOD, PARENT, STAGE, Part, Soup, SoupFacts, load_soup, path_of
@@ -51,25 +58,31 @@ class Shifted(Streamed):
         return len(self._weights)
 
     def __getitem__(self, name: str) -> Tensor:
-        facts = self.facts(name)
-        return torch.cat([torch.empty(0, dtype=facts.dtype), *self.blocks(name)]).view(facts.shape)
+        return computed(self.facts(name), self.reader(name))
 
     def facts(self, name: str) -> TensorFacts:
         return facts_of(self._weights, name)
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
-        facts = self.facts(name)
-        own = flat_blocks(self._weights, name)
+    def reader(self, name: str) -> Reader:
+        facts, own = self.facts(name), reader_of(self._weights, name)
         fixed = not facts.dtype.is_floating_point or name.endswith(("running_mean", "running_var"))
         if fixed or not all(self._has(term, name, facts) for _, term in self._terms):
-            yield from own
-            return
-        others = [flat_blocks(term, name) for _, term in self._terms]
-        for block, *parts in zip(own, *others, strict=True):
-            total = block.double()
-            for (factor, _), part in zip(self._terms, parts, strict=True):
-                total = total + factor * part.double()
-            yield total.to(facts.dtype)
+            return own
+        terms = [
+            (factor, reader_of(term, name), facts_of(term, name).dtype)
+            for factor, term in self._terms
+        ]
+
+        def read(start: int, out: Tensor) -> None:
+            own(start, out)
+            total = out.double()
+            for factor, read_term, dtype in terms:
+                with scratch(len(out), dtype) as (part,):
+                    read_term(start, part)
+                    total += factor * part.double()
+            out.copy_(total)
+
+        return read
 
     @staticmethod
     def _has(term: Weights, name: str, facts: TensorFacts) -> bool:

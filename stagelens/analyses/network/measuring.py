@@ -22,7 +22,7 @@ from stagelens.measuring.placed import Placed
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.states import Weights, difference_of
-from stagelens.runs.streaming import Streamed, TensorFacts, facts_of, flat_blocks
+from stagelens.runs.streaming import Reader, Streamed, TensorFacts, facts_of, flat_blocks, reader_of
 from stagelens.trust.verification import trusted
 
 from .block_table import Block, Network, NetworkFacts, load_network, network_path, save_network
@@ -59,8 +59,8 @@ class Mixed(Streamed):
     def facts(self, name: str) -> TensorFacts:
         return facts_of(self._source(name), name)
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
-        return flat_blocks(self._source(name), name)
+    def reader(self, name: str) -> Reader:
+        return reader_of(self._source(name), name)
 
 
 def measure_network(

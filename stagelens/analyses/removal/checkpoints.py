@@ -1,7 +1,7 @@
 """Edited and counterfactual models as ordinary checkpoint folders.
 
-Weights are streamed: the states are memory-mapped and the result is written block by block, so a
-model far larger than memory can be edited.
+Weights are streamed: the states are read and the result is written block by block, so a model far
+larger than memory can be edited.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ def write_checkpoint(
         folder: Holds nothing yet.
         cards: Further files, by name: they say how the model was made.
         not_finite: Called once if a weight is NaN or infinite; may raise.
-        progress: Called after every tensor.
+        progress: Called as weights are written.
 
     Raises:
         StageLensError: The final model is not a checkpoint by itself.
@@ -126,36 +126,28 @@ def _write_weights(
     progress: ProgressCallback | None,
 ) -> None:
     """Write the shards and, where there are several, their index."""
-    from stagelens.runs.states import all_finite
-    from stagelens.runs.streaming import flat_blocks, write_tensors
+    from stagelens.runs.streaming import reader_of
+    from stagelens.runs.tensor_files import Source, write_files
 
+    files = {
+        folder / file: {
+            name: Source(tensor.facts, partial(reader_of, weights, tensor.own_name))
+            for name, tensor in shard.items()
+        }
+        for file, shard in shards.items()
+    }
     total = sum(tensor.facts.bytes for shard in shards.values() for tensor in shard.values())
-    done, finite = 0, True
-    # Flushed while the next one is computed: the disk need not wait for the processor.
-    with ThreadPoolExecutor(1, "flush") as beside:
-        flushes = []
-        for number, (file, shard) in enumerate(shards.items()):
+    done = 0
 
-            def blocks(name: str, own: Mapping[str, _Tensor] = shard, where: int = number) -> Any:
-                nonlocal done, finite
-                floating = own[name].facts.dtype.is_floating_point
-                for block in flat_blocks(weights, own[name].own_name):
-                    if finite and floating and not all_finite(block):
-                        finite = False
-                        not_finite()
-                    yield block
-                    done += block.nbytes
-                if progress is not None:
-                    progress(done / total, f"Writing file {where + 1} of {len(shards)}")
+    def written(number: int, size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(done / total, f"Writing file {number + 1} of {len(files)}")
 
-            tensors = {name: tensor.facts for name, tensor in shard.items()}
-            with open(folder / file, "xb") as opened:
-                # Without this entry from_pretrained refuses the file.
-                write_tensors(opened, tensors, blocks, {"format": "pt"})
-            # The folder is renamed at the end; a crash after that must not leave empty files in it.
-            flushes.append(beside.submit(_flush, folder / file))
-        for flush in flushes:
-            flush.result()
+    # Without the entry "format", from_pretrained refuses the file. Files are flushed, since the
+    # folder is renamed at the end: a crash after that must not leave empty ones in it.
+    write_files(files, {"format": "pt"}, not_finite, written)
     if len(shards) > 1:
         places = {name: file for file, shard in shards.items() for name in shard}
         index = {"metadata": {"total_size": total}, "weight_map": places}
@@ -164,11 +156,6 @@ def _write_weights(
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _write(path: Path, content: bytes) -> None:

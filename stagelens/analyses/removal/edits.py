@@ -22,8 +22,16 @@ from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.protocol import Counterfactual
 from stagelens.estimators.registry import make_estimator
 from stagelens.runs.run import Run
+from stagelens.runs.scratch import scratch
 from stagelens.runs.states import Weights
-from stagelens.runs.streaming import Streamed, TensorFacts, facts_of, flat_blocks
+from stagelens.runs.streaming import (
+    Reader,
+    Streamed,
+    TensorFacts,
+    computed,
+    facts_of,
+    reader_of,
+)
 
 from .spec import Edit
 
@@ -112,23 +120,32 @@ class EditedWeights(Streamed):
             return self.final[name]
         if (stage := _whole(taken)) is not None:
             return self._without[stage][name]
-        return torch.cat(list(self.blocks(name))).view(self.facts(name).shape)
+        return computed(self.facts(name), self.reader(name))
 
     def facts(self, name: str) -> TensorFacts:
         return facts_of(self.final, name)
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
+    def reader(self, name: str) -> Reader:
         taken = self._taken(name)
+        if taken and (stage := _whole(taken)) is not None:
+            return reader_of(self._without[stage], name)
+        final = reader_of(self.final, name)
         if not taken:
-            yield from flat_blocks(self.final, name)
-        elif (stage := _whole(taken)) is not None:
-            yield from flat_blocks(self._without[stage], name)
-        else:
-            without = [flat_blocks(self._without[stage], name) for stage in taken]
-            for final, *own in zip(flat_blocks(self.final, name), *without, strict=True):
-                parts = list(zip(own, taken.values(), strict=True))
+            return final
+        sources = [self._without[stage] for stage in taken]
+        readers = [reader_of(source, name) for source in sources]
+        dtypes = [facts_of(source, name).dtype for source in sources]
+
+        def read(start: int, out: Tensor) -> None:
+            final(start, out)
+            with scratch(len(out), *dtypes) as without:
+                for own, values in zip(readers, without, strict=True):
+                    own(start, values)
+                parts = list(zip(without, taken.values(), strict=True))
                 # In double precision, so that the result is rounded once, however many stages.
-                yield subtracted(name, final.double(), parts).to(final.dtype)
+                out.copy_(subtracted(name, out.double(), parts))
+
+        return read
 
     def _taken(self, name: str) -> dict[str, float]:
         """Which stages are taken out of a tensor, and how much of each."""

@@ -120,8 +120,18 @@ def save(
         # What is computed from the recording and stored needs a recording that was checked before.
         free = make_estimator(edit.estimator, edit.settings).free
         with run.files.hashed_beside() if free else nullcontext():
+            if free:
+                _begin_reading(run, edit)
             _write(run, edit, folder, (figures, trust), (examples, by), overall.part(share, 1.0))
     return Path(out)
+
+
+def _begin_reading(run: Run, edit: Edit) -> None:
+    """Have the files of an edit hashed: the disk is read while torch is imported."""
+    stages = [run.stage(name).facts for name in edit.strengths]
+    states = [run.last.facts.end, *(each for one in stages for each in (one.start, one.end))]
+    for state in filter(None, states):
+        list(run.files.paths(state.shards))
 
 
 def _write(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stagelens.analyses.spurious.patches import Patch, grid
+from stagelens.analyses.spurious.grids import Patch, grid
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.wording.numbers import count_text, phrase

@@ -48,7 +48,8 @@ from .feature_table import (
     noise_key,
 )
 from .feature_table import save_features as save
-from .patches import MOST_IMAGES, Patch, background, candidates, grid, occluded, occupied
+from .grids import Patch, grid
+from .patches import MOST_IMAGES, background, candidates, occluded, occupied
 from .statistics import Candidates, DrawnGains, judged_features
 
 SHOWN = 12

@@ -1,24 +1,22 @@
 """Patches of images: what a stage's effect loses when a patch is taken out of the picture.
 
 A patch is taken out by filling it with the set's background, or, where its images have none, with
-the mean of the pixels right around it. Patches are a quarter of the image wide and high and overlap
-by half.
+the mean of the pixels right around it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy import sparse
 
 from stagelens.contracts import Example
 
+from .grids import Patch
 from .statistics import Candidates
 
-ACROSS = 4
-"""Patches side by side; with those halfway between, 2 * ACROSS - 1 in a row."""
 MOST_IMAGES = 1000
 """Images that patches are taken out of; a random sample where there are more."""
 OCCUPIED = 0.1
@@ -26,37 +24,6 @@ OCCUPIED = 0.1
 filling than this, as a share of the set's range of values."""
 BACKGROUND = 0.2
 """A value that at least this share of all pixels has is the background."""
-
-
-@dataclass(frozen=True)
-class Patch:
-    """A part of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def name(self) -> str:
-        """Its place in words: ``patch at rows 0–1, columns 0–1``."""
-        rows = f"{self.top}–{self.top + self.height - 1}"
-        return f"patch at rows {rows}, columns {self.left}–{self.left + self.width - 1}"
-
-
-def grid(height: int, width: int) -> list[Patch]:
-    """All patches of an image, row by row."""
-    return [
-        Patch(top, left, tall, wide) for top, tall in _steps(height) for left, wide in _steps(width)
-    ]
-
-
-def _steps(size: int) -> list[tuple[int, int]]:
-    """First pixel and length of each patch along one side; the last ends with the image."""
-    # In small images several edges round to one pixel.
-    edges = np.unique(np.round(np.linspace(0, size, 2 * min(ACROSS, size) + 1)).astype(int))
-    spans = zip(edges[:-2], edges[2:], strict=True) if len(edges) > 2 else [(0, size)]
-    return [(int(start), int(end - start)) for start, end in spans]
 
 
 def background(images: Sequence[np.ndarray]) -> np.ndarray | None:

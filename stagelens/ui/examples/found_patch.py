@@ -8,7 +8,7 @@ import numpy as np
 
 from stagelens.analyses.saliency.concentration import share_of
 from stagelens.analyses.saliency.map_table import Map
-from stagelens.analyses.spurious.patches import Patch
+from stagelens.analyses.spurious.grids import Patch
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.reading.found_features import found_features
