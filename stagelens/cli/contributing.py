@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from stagelens.derivatives.curvature_kinds import USUAL
 from stagelens.effects.results import stored_results
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
@@ -14,6 +15,7 @@ from stagelens.trust.estimates import best_result
 
 from .given_data import DatasetOption
 from .options import (
+    CurvatureOption,
     LeafOption,
     ObjectiveOption,
     OptimizerOption,
@@ -65,6 +67,7 @@ def contributions(
     top: Annotated[
         int, typer.Option(min=1, help="How many training examples to print per stage.")
     ] = 5,
+    curvature: CurvatureOption = USUAL,
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
@@ -81,7 +84,7 @@ def contributions(
         from stagelens.analyses.contributions.contribution_table import Question
 
         question = Question(ids=tuple(example or ()), groups=groups)
-        found = contribute(opened, examples.name, question, behaviour, report, since)
+        found = contribute(opened, examples.name, question, behaviour, report, since, curvature)
         ids = set(question.of(examples))
         effects = _effects(opened, examples.name, found.facts.behaviour.name, ids)
     print_contributions(found, top, effects)

@@ -15,6 +15,7 @@ import typer
 from stagelens.compute import helpers, processes, temporaries
 from stagelens.contracts import StageLensError, TaskError, optimizer_rule
 from stagelens.contracts.optimizer_registry import GIVEN
+from stagelens.derivatives.curvature_kinds import Curvature
 from stagelens.estimators.coarse_replay import EXACT
 from stagelens.runs.files import read_only
 from stagelens.runs.remote import Origin, is_remote
@@ -74,6 +75,15 @@ TimeOption = Annotated[
         metavar="TIME",
         help="How long replays may take together: 90s, 30m, 2h, or seconds; what does not fit is "
         "estimated [10m].",
+    ),
+]
+
+
+CurvatureOption = Annotated[
+    Curvature,
+    typer.Option(
+        help="What stands for second derivatives of the loss along the path; the optimiser's own "
+        "dynamics are exact with each. Measured: docs/training-data.md.",
     ),
 ]
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stagelens.contracts import ACCURACY, StageLensError
+from stagelens.derivatives.curvature_kinds import USUAL
 from stagelens.runs.files import atomic_path, check_writable
 from stagelens.wording.numbers import count_text, phrase, value_text
 from stagelens.wording.signs import POSITIVE_IS, gain_range_text, gain_text
 
 from .given_data import DatasetOption
 from .options import (
+    CurvatureOption,
     LeafOption,
     ObjectiveOption,
     OptimizerOption,
@@ -104,6 +106,7 @@ def select(
             "for samplers of PyTorch.",
         ),
     ] = None,
+    curvature: CurvatureOption = USUAL,
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
@@ -141,6 +144,7 @@ def select(
             keep=keep,
             distinct=distinct,
             draws=prove,
+            curvature=curvature,
         )
         say(cost(opened, wanted))
         outcome = choose(opened, wanted, report)

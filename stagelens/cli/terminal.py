@@ -28,6 +28,7 @@ from stagelens.analyses.spurious.sentences import feature_name
 from stagelens.compute import remaining, temporaries
 from stagelens.compute.bounded import NoAnswer, no_panic
 from stagelens.contracts import CARRIED, Behaviour, StageLensError
+from stagelens.derivatives.curvature_kinds import by_curvature
 from stagelens.effects.results import Result
 from stagelens.effects.summary import right_answers
 from stagelens.estimators.registry import estimate_name
@@ -253,7 +254,10 @@ def print_contributions(
     """
     behaviour = found.facts.behaviour
     of = count_text(found.facts.count)
-    printed = Table(title=f"Contributions to the {behaviour.name} of {of}, to first order")
+    printed = Table(
+        title=f"Contributions to the {behaviour.name} of {of}, to first order"
+        + by_curvature(found.facts.curvature)
+    )
     compared = ("stage effect", "not explained to first order") if effects else ()
     for name in ("stage", "steps", "together", CARRIED, *compared, "trust"):
         printed.add_column(name, justify="left" if name in ("stage", "trust") else "right")

@@ -10,6 +10,7 @@ import typer
 
 from stagelens.analyses.training_data.tables import TrainingData
 from stagelens.contracts import StageLensError
+from stagelens.derivatives.curvature_kinds import USUAL
 from stagelens.runs.run import Run
 from stagelens.runs.sets.columns import SetColumns
 from stagelens.wording.numbers import count_text
@@ -18,6 +19,7 @@ from stagelens.wording.trust_words import FIRST_ORDER
 
 from .given_data import DatasetOption
 from .options import (
+    CurvatureOption,
     LeafOption,
     ObjectiveOption,
     OptimizerOption,
@@ -89,6 +91,7 @@ def training_data(
     groups_out: Annotated[
         Path | None, typer.Option(help="Write a row per group to this .parquet or .csv file.")
     ] = None,
+    curvature: CurvatureOption = USUAL,
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
@@ -124,9 +127,8 @@ def training_data(
         if wanted:
             examples = opened.evaluation_set(set_name)
             question = Question(ids=tuple(example or ()), groups=groups)
-            found = contribute(
-                opened, examples.name, question, behaviour, told.part(0.5, 1.0), stage
-            )
+            asked = (opened, examples.name, question, behaviour)
+            found = contribute(*asked, told.part(0.5, 1.0), stage, curvature)
             if stage in found.facts.steps_only:
                 raise StageLensError(
                     f"no training example of {stage} has a contribution of its own: "

@@ -26,7 +26,7 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.step_records import StepRecord
 from stagelens.runs.steps import RecordedSteps
 
-from .batch_norm import tracking
+from .batch_norm import coupling
 from .curvature import Evaluated
 from .step_map import State, StateVectors, StepMap
 from .trajectory import Crossing, DerivativeOptions, LinearStage, active_names, check_differentiable
@@ -72,8 +72,10 @@ def has_coupled_examples(run: Run) -> list[str]:
     """Stages whose examples see each other, through BatchNorm in training mode."""
     coupled = []
     for stage in run.stages:
-        modules = tracking(run.task.build_model(stage.facts.build_config))
-        if set(modules) - set(stage.facts.evaluation_mode):
+        model = run.task.build_model(stage.facts.build_config)
+        for name, module in model.named_modules():
+            module.training = name not in stage.facts.evaluation_mode
+        if coupling(model):
             coupled.append(stage.name)
     return coupled
 
@@ -258,18 +260,18 @@ def _step_back(
     values = step.before.values
     # Before the pull: the change is weighed by lambda_{t+1}, not by lambda_t.
     contribution = float(vectors.dot(step.change(own.loss.names))[0])
-    examples, carried = None, float("nan")
+    examples, carried, share = None, float("nan"), None
     if split:
         share = {name: tensor[0] for name, tensor in step.share(vectors).items()}
-        products = own.loss.example_products(values, record, share)
-        # Example gradients are those before clipping; the clip factor is held, not differentiated.
-        examples = step.factor * products.double().cpu().numpy()
         own_part = sum(float((t.double() * step.gradients[n]).sum()) for n, t in share.items())
         carried = contribution - own_part
     before, gradients, statistics = step.pull(vectors)
     # The state enters a step twice, directly and through g(theta) and the batch statistics, so
     # lambda_t = (ds'/ds)^T lambda_{t+1} + (dg/ds)^T lambda_g: two parts, added up.
-    through = own.loss.pull(values, record, gradients, statistics)
+    through, products = own.loss.pull(values, record, gradients, statistics, share)
+    if products is not None:
+        # Example gradients are those before clipping; the clip factor is held, not differentiated.
+        examples = step.factor * products.double().cpu().numpy()
     for name, tensor in through.items():
         before.values[name] = before.values[name] + tensor
     return before, StepContribution(own.stage.name, record.step, contribution, examples, carried)

@@ -12,11 +12,24 @@ from torch import Tensor
 from stagelens.contracts import Refused
 
 
-def gradients(scalar: Tensor, x: Sequence[Tensor], graph: bool) -> Sequence[Tensor]:
-    """Gradient in x; zero where the scalar does not depend on x."""
+def gradients(
+    scalar: Tensor, x: Sequence[Tensor], graph: bool, keep: bool = False
+) -> Sequence[Tensor]:
+    """Gradient in x; zero where the scalar does not depend on x.
+
+    Args:
+        scalar: What is differentiated.
+        x: In what.
+        graph: Whether the gradient has a graph of its own.
+        keep: Whether the scalar's graph is needed again; it is kept where the gradient has one.
+    """
     with explained() if graph else nullcontext():  # a backward of one's own may have no graph
         return torch.autograd.grad(
-            scalar, x, create_graph=graph, allow_unused=True, materialize_grads=True
+            *(scalar, x),
+            retain_graph=graph or keep,
+            create_graph=graph,
+            allow_unused=True,
+            materialize_grads=True,
         )
 
 
@@ -39,13 +52,28 @@ def derivative(
     return [grad.detach() for grad in grads]
 
 
+class Linearised:
+    """``v -> J v`` for the outputs' J in x, for any number of vectors.
+
+    It differentiates ``p -> J^T p . v``, which is linear in p: backward twice in place of forward
+    mode, which not all operations have (fused attention).
+    """
+
+    def __init__(self, outputs: Sequence[Tensor], x: Sequence[Tensor]) -> None:
+        self._probes = [torch.zeros_like(z, requires_grad=True) for z in outputs]
+        parts = [(z * p).sum() for z, p in zip(outputs, self._probes, strict=True)]
+        with explained():
+            self._transposed = gradients(torch.stack(parts).sum(), x, graph=True)
+
+    def __call__(self, v: Sequence[Tensor]) -> list[Tensor]:
+        """``J v``, for each of the outputs."""
+        with explained():
+            return derivative(self._transposed, v, self._probes)
+
+
 def along(outputs: Sequence[Tensor], x: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
-    """``v -> J v`` for the outputs' J in x, by differentiating ``p -> J^T p . v``, linear in p."""
-    # Backward twice instead of forward mode, which not all operations have (fused attention).
-    probes = [torch.zeros_like(z, requires_grad=True) for z in outputs]
-    scalar = torch.stack([(z * p).sum() for z, p in zip(outputs, probes, strict=True)])
-    with explained():
-        return derivative(gradients(scalar.sum(), x, graph=True), v, probes)
+    """``v -> J v`` for a single vector; see :class:`Linearised`."""
+    return Linearised(outputs, x)(v)
 
 
 def is_used(x: Tensor, output: Tensor) -> bool:

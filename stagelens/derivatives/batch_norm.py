@@ -47,6 +47,15 @@ def tracking(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
+def coupling(model: nn.Module) -> list[str]:
+    """BatchNorm modules that normalise by the batch, so that its examples see each other."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+    ]
+
+
 class ExplicitBatchNorm(AbstractContextManager[list[Statistics]]):
     """Write out every BatchNorm of ``model`` within the block; yields the list of statistics.
 

@@ -1,6 +1,7 @@
-"""Second derivatives of a recorded step's loss, without ever forming them.
+"""Derivatives of a recorded step's loss: its gradient, products of its curvature, examples' parts.
 
-``H v`` is exact: the derivative of g . v, taken through the graph of the gradient. The graph is
+What stands for its second derivative H is told by :mod:`~.derivatives.products`. The exact ``H v``
+is the derivative of g . v, taken through the graph of the gradient. The graph is
 built once per micro-batch and serves every vector (a loop that shares the linearisation). On a CPU
 with three vectors this takes 2.1 to 2.6 ms against 4.4 to 5.6 for ``vmap`` of forward mode over
 reverse on a small MLP, and 40 against 36 on a small CNN; it needs no forward-mode derivatives, and
@@ -31,10 +32,12 @@ from stagelens.runs.states import load_into
 from stagelens.runs.step_records import MicroBatch, StepRecord
 
 from .autodiff import derivative, explained, gradients
-from .batch_norm import ExplicitBatchNorm, Statistics
+from .batch_norm import ExplicitBatchNorm, Statistics, tracking
+from .curvature_kinds import USUAL, Curvature
 from .held import Held
 from .loss_parts import Split
 from .plain_loss import check_same_loss, plain_attention
+from .products import Nothing, Pass, product_of
 from .start_references import StartReferences
 
 Vectors = dict[str, Tensor]
@@ -66,10 +69,11 @@ class StageLoss:
         stage: Gives loss, modes, accumulation and the values of everything that is not in x.
         active: Names that are differentiated; other names of the model are constants.
         dtype: The dtype of all computation.
-        gauss_newton: ``J^T H_L J`` of outputs J and loss L in place of the exact Hessian.
+        curvature: What stands for its second derivative, see :mod:`~.derivatives.products`.
 
     Raises:
         Refused: Without kernels of its own, the loss of the first step is another than recorded.
+            Or the curvature is not defined for it.
     """
 
     def __init__(
@@ -78,12 +82,11 @@ class StageLoss:
         stage: Stage,
         active: frozenset[str],
         dtype: torch.dtype,
-        gauss_newton: bool = False,
+        curvature: Curvature = USUAL,
     ) -> None:
         facts = stage.facts
         self.device = devices.replaying(stage.environment.device)
         self.dtype = dtype
-        self.gauss_newton = gauss_newton
         self.model = task.build_model(facts.build_config)
         swapped = plain_attention(self.model)
         # Loading gives every tensor its recorded dtype, so the working dtype comes after it.
@@ -103,11 +106,7 @@ class StageLoss:
         self.names = [name for name in names if name in active]
         self.batch_norm = ExplicitBatchNorm(self.model)
         self.references = StartReferences(stage, self.loss, self.names)
-        if gauss_newton and self.references.leaves:
-            raise Refused(
-                f"the loss of stage {stage.name!r} is computed from a reference model, which "
-                "Gauss-Newton curvature leaves out; use exact curvature"
-            )
+        self.product = product_of(curvature, task, stage, self.loss, self.references, self.model)
         if swapped or self.loss is not recorded:
             start = {n: t.to(self.device, dtype) for n, t in stage.start().model.items()}
             for first in stage.read_steps()[:1]:
@@ -120,7 +119,7 @@ class StageLoss:
         return self.push(values, record, {})
 
     def push(self, values: Mapping[str, Tensor], record: StepRecord, dx: Vectors) -> Evaluated:
-        """``(x, dx) -> (g, H dx)``, and the same for batch statistics.
+        """``(x, dx) -> (g, C dx)``, and the same for batch statistics.
 
         Args:
             values: x, by name.
@@ -129,48 +128,36 @@ class StageLoss:
         """
         total = Evaluated({}, [], {}, [])
         for micro in _batches(record):
-            x, loss, statistics, split, held = self._forward(values, micro, follow=bool(dx))
+            at = self._forward(values, micro, self.product.cuts, follow=bool(dx))
             # With loss + p . s at p = 0, g is the loss's own gradient and d(g . v)/dp = J_s v: one
             # backward pass through g gives H v and the statistics' tangents together.
-            probes = [torch.zeros_like(s, requires_grad=True) for s in _flat(statistics)]
-            scalar = loss
-            for statistic, probe in zip(_flat(statistics), probes, strict=True):
+            probes = [torch.zeros_like(s, requires_grad=True) for s in _flat(at.statistics)]
+            scalar = at.loss
+            for statistic, probe in zip(_flat(at.statistics), probes, strict=True):
                 scalar = scalar + (statistic * probe).sum()
-            held.keep_used(scalar)
-            g = gradients(scalar, [*x, *self.references.leaves, *held.leaves], graph=bool(dx))
-            _add(
-                total.gradient,
-                dict(zip(self.names, (t.detach() for t in g[: len(x)]), strict=True)),
-            )
-            total.statistics += [s.detached() for s in statistics]
+            at.held.keep_used(scalar)
+            inputs = [*at.x, *self.references.leaves, *at.held.leaves]
+            again = bool(dx) and (self.product.of_gradient or bool(probes))
+            at.gradient = gradients(scalar, inputs, graph=again, keep=bool(dx))
+            own = (t.detach() for t in at.gradient[: len(at.x)])
+            _add(total.gradient, dict(zip(self.names, own, strict=True)))
+            total.statistics += [s.detached() for s in at.statistics]
             if dx:
-                h, tangents = self._products(x, g, probes, split, held, dx)
+                h, tangents = self._products(at, probes, dx)
                 _add(total.d_gradient, h)
                 total.d_statistics += zip(tangents[::2], tangents[1::2], strict=True)
         return total
 
     def _products(
-        self,
-        x: list[Tensor],
-        g: Sequence[Tensor],
-        probes: list[Tensor],
-        split: Split | None,
-        held: Held,
-        dx: Vectors,
+        self, at: Pass, probes: list[Tensor], dx: Vectors
     ) -> tuple[Vectors, list[Tensor]]:
-        """``dx -> H dx`` and ``dx -> d(statistics)``: the gradient of g . dx in x and probes."""
+        """``dx -> C dx`` and ``dx -> d(statistics)``: the gradient of g . dx in x and probes."""
         h, statistics = [], []
         for k in range(len(next(iter(dx.values())))):
-            v = [dx[name][k] for name in self.names]
             with explained():
-                if split is None:
-                    v += self.references.along(k)
-                    inputs = [*x, *self.references.leaves]
-                    both = derivative(g, [*v, *held.along(inputs, v)], [*x, *probes])
-                else:  # Gauss-Newton replaces H only: the statistics' tangents stay exact
-                    both = split.product(x, v) + (derivative(g, v, probes) if probes else [])
-            h.append(both[: len(x)])
-            statistics.append(both[len(x) :])
+                both = self.product.push(at, [dx[name][k] for name in self.names], k, probes)
+            h.append(both[: len(at.x)])
+            statistics.append(both[len(at.x) :])
         stacked = {name: torch.stack([hk[i] for hk in h]) for i, name in enumerate(self.names)}
         return stacked, [torch.stack(list(parts)) for parts in zip(*statistics, strict=True)]
 
@@ -180,49 +167,68 @@ class StageLoss:
         record: StepRecord,
         gradient: Vectors,
         statistics: Sequence[tuple[Tensor, Tensor]],
-    ) -> Vectors:
-        """The transpose of :meth:`push`: ``(w_g, w_s) -> H w_g + J_s^T w_s``.
+        direction: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Vectors, Tensor | None]:
+        """The transpose of :meth:`push`: ``(w_g, w_s) -> C^T w_g + J_s^T w_s``.
 
         Args:
             values: x, by name.
             record: Its batches are the loss.
             gradient: K cotangents of the gradient; absent names count as zero.
             statistics: K cotangents of every mean and variance, as ``push`` ordered them.
+            direction: Also return :meth:`example_products` with this, from the same passes where
+                they serve both.
+
+        Raises:
+            NotSeparable: As :meth:`example_products`.
         """
         total: Vectors = {}
+        products: list[Tensor] = []
+        if direction is not None and not self.product.cuts:
+            # All of them before what follows, which notes cotangents of references.
+            products = [self.example_products(values, record, direction)]
         used = 0
         for micro in _batches(record):
-            x, loss, taken, split, held = self._forward(values, micro, follow=True)
-            held.keep_used(loss)
-            # Whatever g depends on: x, references that were x once, and what is held.
-            free = [*x, *self.references.leaves]
-            inputs = [*free, *held.leaves]
-            own = statistics[used : used + len(taken)]
-            used += len(taken)
-            g = dict(zip(self.names, gradients(loss, x, graph=True), strict=True))
-            rows = []
-            for k in range(len(next(iter(gradient.values())))):
-                w = {name: vectors[k] for name, vectors in gradient.items()}
-                with explained():
-                    if split is None:
-                        row = derivative([g[name] for name in w], list(w.values()), inputs)
-                    else:
-                        row = split.product(x, self._filled(w, x))
-                    if taken:
-                        covector = [part[k] for pair in own for part in pair]
-                        through = derivative(_flat(taken), covector, inputs)
-                        row = [a + b for a, b in zip(row, through, strict=True)]
-                    row = held.back(free, row)
-                rows.append(row)
+            if isinstance(self.product, Nothing) and not self._averages(micro):
+                continue
+            at = self._forward(values, micro, self.product.cuts, follow=True)
+            if direction is not None and self.product.cuts:
+                products.append(self._per_example(at, direction))
+            own = statistics[used : used + len(at.statistics)]
+            used += len(at.statistics)
+            rows = self._pulled(at, gradient, own)
             _add(total, {n: torch.stack([r[i] for r in rows]) for i, n in enumerate(self.names)})
-            for i, name in enumerate(self.references.names, len(x)):
+            for i, name in enumerate(self.references.names, len(at.x)):
                 self.references.note({name: torch.stack([r[i] for r in rows])})
-        return total
+        return total, torch.cat(products) if products else None
 
-    def _filled(self, part: Mapping[str, Tensor], x: list[Tensor]) -> list[Tensor]:
-        """A vector over x, zero for names that ``part`` lacks."""
-        pairs = zip(self.names, x, strict=True)
-        return [part[name] if name in part else torch.zeros_like(t) for name, t in pairs]
+    def _averages(self, micro: MicroBatch) -> bool:
+        """Whether a pass over a micro-batch moves running statistics."""
+        return not micro.process and any(
+            module.training for module in tracking(self.model).values()
+        )
+
+    def _pulled(
+        self, at: Pass, gradient: Vectors, statistics: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[list[Tensor]]:
+        """Per vector, its cotangents of x and of references at the stage's start."""
+        at.held.keep_used(at.loss)
+        # Whatever g depends on: x, references that were x once, and what is held.
+        free = [*at.x, *self.references.leaves]
+        if self.product.of_gradient:
+            at.gradient = gradients(at.loss, at.x, graph=True)
+        rows = []
+        for k in range(len(next(iter(gradient.values())))):
+            w = [gradient[name][k] if name in gradient else None for name in self.names]
+            with explained():
+                row = self.product.pull(at, w)
+                if at.statistics:
+                    covector = [part[k] for pair in statistics for part in pair]
+                    inputs = [*free, *at.held.leaves]
+                    through = derivative(_flat(at.statistics), covector, inputs)
+                    row = [a + b for a, b in zip(row, through, strict=True)]
+                rows.append(at.held.back(free, row))
+        return rows
 
     def example_products(
         self, values: Mapping[str, Tensor], record: StepRecord, direction: Mapping[str, Tensor]
@@ -235,13 +241,14 @@ class StageLoss:
         Raises:
             NotSeparable: The loss is no sum over examples.
         """
-        parts = []
-        for micro in _batches(record):
-            owners = self.loss.row_examples(micro.batch)
-            x, _, _, split, _ = self._forward(values, micro, split=True)
-            assert split is not None
-            parts.append(split.per_example(x, self._filled(direction, x), owners))
-        return torch.cat(parts)
+        passes = (self._forward(values, micro, True) for micro in _batches(record))
+        return torch.cat([self._per_example(at, direction) for at in passes])
+
+    def _per_example(self, at: Pass, direction: Mapping[str, Tensor]) -> Tensor:
+        assert at.split is not None
+        pairs = zip(self.names, at.x, strict=True)
+        v = [direction[name] if name in direction else torch.zeros_like(t) for name, t in pairs]
+        return at.split.per_example(at.x, v, self.loss.row_examples(at.micro.batch))
 
     def part(
         self, values: Mapping[str, Tensor], record: StepRecord, positions: Collection[int]
@@ -264,31 +271,32 @@ class StageLoss:
             chosen = {p - first for p in positions if first <= p < first + count}
             first += count
             if chosen:
-                x, _, _, split, _ = self._forward(values, micro, split=True)
-                assert split is not None
-                _add(total, dict(zip(self.names, split.part(x, owners, chosen), strict=True)))
+                at = self._forward(values, micro, cut=True)
+                assert at.split is not None
+                part = at.split.part(at.x, owners, chosen)
+                _add(total, dict(zip(self.names, part, strict=True)))
         return total or {name: torch.zeros_like(values[name]) for name in self.names}
 
     def _forward(
         self,
         values: Mapping[str, Tensor],
         micro: MicroBatch,
-        split: bool = False,
+        cut: bool,
         follow: bool = False,
-    ) -> tuple[list[Tensor], Tensor, list[Statistics], Split | None, Held]:
+    ) -> Pass:
         x = self.place(values)
         # Every pass over a batch has the recorded dropout masks: H and g are of the same loss.
         devices.restore_random(micro.rng, self.device)
         batch = cast(to_device(micro.batch, self.device), self.dtype)
         divisor = self.rules.divisor(micro)
         with torch.enable_grad(), self.batch_norm as statistics:
-            if split or self.gauss_newton:
+            if cut:
                 parts = Split.of(self.loss, self.model, batch, divisor)
-                return x, parts.loss, _averaged(statistics, micro), parts, Held()
+                return Pass(micro, x, parts.loss, _averaged(statistics, micro), parts)
             held = Held()
             with held if follow else nullcontext():
                 loss = self.loss(self.model, batch) / divisor
-        return x, loss, _averaged(statistics, micro), None, held
+        return Pass(micro, x, loss, _averaged(statistics, micro), held=held)
 
     def place(self, values: Mapping[str, Tensor]) -> list[Tensor]:
         """Put x into the model, as leaves of a new graph."""

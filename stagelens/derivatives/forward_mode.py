@@ -40,9 +40,11 @@ from .trajectory import Crossing, DerivativeOptions, LinearStage, active_names, 
 
 Reading = Literal["jump", "scale"]
 
-HESSIAN_PRODUCT_COST = 2.0
-"""A product H v, counted in gradients: it goes backward through the forward and the backward pass,
-so each of a layer's three matrix products (one forward, two backward) costs two more."""
+PRODUCT_COST = 2.0
+"""A product C v, counted in gradients, where each of a layer's three matrix products (one forward,
+two backward) counts alike. H v goes backward through all three, which costs two for each; J^T H_L J
+and the empirical Fisher take two for J^T p, two for J v, and two for J^T; no curvature takes none.
+"""
 
 
 @dataclass
@@ -59,7 +61,7 @@ class StageTangent:
             in them, carried over the later boundaries: 1 where later stages keep the change as it
             is; NaN where it overflowed.
         cost: Example-gradients, in replays of the later stages, as if the stage were requested
-            alone: the trajectory's gradients once, :data:`HESSIAN_PRODUCT_COST` for each product,
+            alone: the trajectory's gradients once, :data:`PRODUCT_COST` for each product,
             and one for each defect. Stages that are requested together share the first.
         seconds: Part of the wall time; each step's is divided among the stages open at it.
     """
@@ -82,7 +84,8 @@ class _Lanes:
         gradients: Example-gradients spent on each stage by itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, product_cost: float) -> None:
+        self.product_cost = product_cost
         self.stages: list[Stage] = []
         self.vectors: StateVectors | None = None
         self.errors: StateVectors | None = None
@@ -106,12 +109,12 @@ class _Lanes:
     def pay(self, stage: Stage, examples: int, seconds: float, defects: bool) -> None:
         """Note what one step of ``stage`` cost, with or without defects of every lane."""
         products = 1 if self.errors is None else 2
-        gradients = 1 + HESSIAN_PRODUCT_COST * products
+        gradients = 1 + self.product_cost * products
         for own in self.stages:
             later = own.name != stage.name
             # Within its own stage, a tangent has no defects that are not known anyway.
             each = gradients + (defects and later)
-            self.gradients[own.name] += examples * (each if later else 1 + HESSIAN_PRODUCT_COST)
+            self.gradients[own.name] += examples * (each if later else 1 + self.product_cost)
             self.later_examples[own.name] += examples if later else 0
             self.seconds[own.name] += seconds / len(self.stages)
 
@@ -155,7 +158,7 @@ def final_tangents(
     check_differentiable(stepped, covered[: len(covered) - len(stepped)])
     active = active_names(run, covered)
     total, overall = sum(stage.steps for stage in stepped), Progress(progress)
-    lanes, done = _Lanes(), 0
+    lanes, done = _Lanes(0.0 if options.curvature == "none" else PRODUCT_COST), 0
     before: LinearStage | None = None
     reached: State | None = None
     for stage in covered:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from stagelens.contracts import NotSeparable
 from stagelens.replaying.training_loss import LossFunction
 
-from .autodiff import along, derivative
+from .autodiff import Linearised, derivative
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Split:
         self.slopes = [slope for _, slope in pairs]
         parts = [(cut.value * slope.detach()).sum() for cut, slope in pairs]
         self.loss = torch.stack(parts).sum() if parts else loss.new_zeros(())
+        self._linearised: Linearised | None = None
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -76,14 +77,37 @@ class Split:
                 return split
         raise NotSeparable(
             "the stage's loss does not come from what the model returns alone (nor from what it "
-            "passes to a loss of torch), so examples' shares and Gauss-Newton curvature are not "
+            "passes to a loss of torch), so examples' shares and approximate curvature are not "
             "defined; ask for steps and exact curvature"
         )
 
-    def product(self, x: list[Tensor], v: list[Tensor]) -> list[Tensor]:
+    def along(self, x: list[Tensor], v: list[Tensor]) -> list[Tensor]:
+        """``v -> Jv``, by outputs; what all vectors share is computed once."""
+        if self._linearised is None:
+            self._linearised = Linearised(self.outputs, x)
+        return self._linearised(v)
+
+    def gauss_newton(self, x: list[Tensor], v: list[Tensor]) -> list[Tensor]:
         """``v -> Jv -> H_L J v -> J^T H_L J v``."""
-        pushed = along(self.outputs, x, v)
-        bent = derivative(self.slopes, pushed, [cut.detached for cut in self.cuts])
+        detached = [cut.detached for cut in self.cuts]
+        return derivative(self.outputs, derivative(self.slopes, self.along(x, v), detached), x)
+
+    def outer(
+        self, x: list[Tensor], v: list[Tensor], owners: Sequence[int], factor: float
+    ) -> list[Tensor]:
+        """``v -> factor sum_i g_i (g_i . v)``, with g_i as :meth:`per_example` has them.
+
+        Args:
+            x: What the gradient is in.
+            v: A vector over x.
+            owners: See :meth:`per_example`, which raises the same.
+            factor: See above.
+        """
+        dots = factor * self.per_example(x, v, owners)[torch.tensor(owners)]
+        bent = []
+        for cut, slope in zip(self.cuts, self.slopes, strict=True):
+            rows = slope.detach().reshape(len(owners), -1)
+            bent.append((rows * dots.to(rows)[:, None]).reshape(cut.value.shape))
         return derivative(self.outputs, bent, x)
 
     def part(self, x: list[Tensor], owners: Sequence[int], chosen: Collection[int]) -> list[Tensor]:
@@ -117,7 +141,7 @@ class Split:
         return rows
 
     def per_example(self, x: list[Tensor], v: list[Tensor], owners: Sequence[int]) -> Tensor:
-        """``dL/dz_i . (J v)_i`` for every example i; (B,).
+        """``g_i . v = dL/dz_i . (J v)_i`` for every example i; (B,) float64, on the CPU.
 
         Args:
             x: What the gradient is in.
@@ -128,11 +152,10 @@ class Split:
             NotSeparable: z does not have one row, or one per token, for each row of the batch.
         """
         count, owner = len(owners), torch.tensor(owners)
-        total = torch.zeros(max(owners) + 1, dtype=torch.float64)
-        for cut, slope, along_v in zip(
-            self.cuts, self.slopes, along(self.outputs, x, v), strict=True
-        ):
+        for cut in self.cuts:
             self._rows(cut, count)
+        total = torch.zeros(max(owners) + 1, dtype=torch.float64)
+        for slope, along_v in zip(self.slopes, self.along(x, v), strict=True):
             # A language model's rows are tokens, with those of one text next to each other.
             own = (slope * along_v).detach().reshape(count, -1).sum(1)
             total.index_add_(0, owner, own.double().cpu())

@@ -22,6 +22,7 @@ from stagelens.runs.states import TrainingState
 
 from .batch_norm import tracking
 from .curvature import StageLoss
+from .curvature_kinds import USUAL, Curvature
 from .step_map import Betas, Layout, State, StateVectors, difference, rebase_factors, state_of
 from .tangent import MASSES, Blocks
 
@@ -38,12 +39,12 @@ class DerivativeOptions:
 
     Attributes:
         dtype: ``"float32"`` or ``"float64"``; None is the dtype of the recording.
-        gauss_newton: Gauss-Newton curvature in place of the exact Hessian.
+        curvature: What stands for second derivatives, see :mod:`~.derivatives.products`.
         plain_sgd: Treat every optimiser as plain SGD; for the benchmark only.
     """
 
     dtype: Literal["float32", "float64"] | None = None
-    gauss_newton: bool = False
+    curvature: Curvature = USUAL
     plain_sgd: bool = False
 
 
@@ -55,7 +56,7 @@ class LinearStage:
     ) -> None:
         self.stage = stage
         dtype = working_dtype(run, options)
-        self.loss = StageLoss(run.task, stage, active, dtype, options.gauss_newton)
+        self.loss = StageLoss(run.task, stage, active, dtype, options.curvature)
         self._recorded = stage.start(), stage.end()
         self._refuse_foreign_buffers()
         self.start = self.state_of(self._recorded[0])

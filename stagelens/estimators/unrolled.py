@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from stagelens.contracts import ProgressCallback
+from stagelens.derivatives.curvature_kinds import Curvature
 from stagelens.runs.run import Run, Stage
 
 from .durations import Pace, seconds_without_each
@@ -37,7 +38,7 @@ class _Unrolled(Estimator):
 
     Args:
         dtype: ``"float32"`` or ``"float64"``; None is the dtype of the recording.
-        curvature: ``"exact"`` or ``"gauss-newton"``.
+        curvature: What stands for second derivatives, see :mod:`stagelens.derivatives.products`.
         neglected: Whether to estimate the second-order term that it neglects.
     """
 
@@ -49,10 +50,10 @@ class _Unrolled(Estimator):
     def __init__(
         self,
         dtype: Literal["float32", "float64"] | None = None,
-        curvature: Literal["exact", "gauss-newton"] = "exact",
+        curvature: Curvature = "exact",
         neglected: bool = True,
     ) -> None:
-        self._dtype, self._gauss_newton = dtype, curvature == "gauss-newton"
+        self._dtype, self._curvature = dtype, curvature
         self._neglected = neglected
         # Defaults are left out: spelled out or not, they share one cache key and one table.
         self.settings = {
@@ -71,7 +72,7 @@ class _Unrolled(Estimator):
         from stagelens.derivatives.second_order import PROBES
         from stagelens.derivatives.trajectory import DerivativeOptions
 
-        options = DerivativeOptions(self._dtype, self._gauss_newton, plain_sgd=self._plain_sgd)
+        options = DerivativeOptions(self._dtype, self._curvature, self._plain_sgd)
         # Before any work: a pass costs more than a replay, and here its result would be refused.
         edge = _edge_of_stability(run)
         earlier = [s for s in stages if s.index < run.last.index and s.index not in edge]
@@ -182,7 +183,7 @@ class UnrolledScale(_Unrolled):
 
     Args:
         dtype: ``"float32"`` or ``"float64"``; None is the dtype of the recording.
-        curvature: ``"exact"`` or ``"gauss-newton"``.
+        curvature: What stands for second derivatives, see :mod:`stagelens.derivatives.products`.
         neglected: Whether to estimate the second-order term that it neglects.
         as_plain_sgd: Treat the optimiser as plain SGD; shows in benchmarks what ignoring the
             optimiser costs (arXiv 2605.18814), and has no other use.
@@ -207,7 +208,7 @@ class UnrolledScale(_Unrolled):
     def __init__(
         self,
         dtype: Literal["float32", "float64"] | None = None,
-        curvature: Literal["exact", "gauss-newton"] = "exact",
+        curvature: Curvature = "exact",
         as_plain_sgd: bool = False,
         neglected: bool = True,
     ) -> None:

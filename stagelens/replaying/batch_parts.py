@@ -92,6 +92,21 @@ class Cut:
         return [row for row, owner in enumerate(self.owners or ()) if owner in chosen]
 
 
+def divided_by(stage: Stage, task: Task, batch: Any) -> float:
+    """What a stage's loss divides the sum over a batch's terms by; 1 for a plain sum.
+
+    Args:
+        stage: The stage.
+        task: The run's.
+        batch: Of one micro-batch.
+    """
+    if isinstance(batch, Mapping) and batch.get(ITEMS) is not None:
+        return float(batch[ITEMS])
+    owners = stage.objective.row_examples(task, batch)
+    count = batch_size(batch) if owners is None else max(owners) + 1
+    return _terms(task, batch, count, stage.facts.objective is None) or 1.0
+
+
 def _terms(task: Task, batch: Any, examples: int, own: bool) -> float:
     """How many terms the loss of a batch is the mean of, or would be without a count in it."""
     if isinstance(batch, Mapping):

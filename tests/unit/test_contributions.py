@@ -33,6 +33,7 @@ from stagelens.charts.steps import step_contributions
 from stagelens.charts.style import color_of
 from stagelens.cli import app
 from stagelens.contracts import CARRIED, Example, StageLensError
+from stagelens.derivatives.curvature_kinds import CURVATURES, USUAL
 from stagelens.effects.computing import boundaries
 from stagelens.tasks import ImageClassification
 from stagelens.tasks.transformer_task import IGNORED
@@ -183,6 +184,25 @@ def test_an_answer_is_found_again_and_a_damaged_one_made_anew(
         assert load_contributions(run, examples, behaviour, ids, since) is None
         other.unlink() if before is None else other.write_bytes(before)
     assert contribute(run, "test", ONE, "margin").facts == found.facts
+
+
+def test_answers_by_different_curvature_are_never_mixed(run: stagelens.Run, found: Stored) -> None:
+    examples = run.evaluation_set("test")
+    asked = ("margin", ["a"], "first")
+    paths = {kind: contributions_path(run, examples, *asked, kind) for kind in CURVATURES}
+    assert len(set(paths.values())) == len(CURVATURES)
+    other = contribute(run, "test", ONE, "margin", curvature="none")
+    assert other.facts.curvature == "none" and found.facts.curvature == USUAL
+    assert other.linearised("first") != found.linearised("first")
+    # Under the other's name an answer is not believed.
+    paths["gauss-newton"].write_bytes(paths["none"].read_bytes())
+    assert load_contributions(run, examples, *asked, "gauss-newton") is None
+    arguments = ["contributions", str(run.path), "--set", "test", "--example", "a"]
+    printed = CliRunner().invoke(app, [*arguments, "--curvature", "none"])
+    assert printed.exit_code == 0, printed.output
+    assert "curvature: none" in " ".join(printed.output.split())
+    assert "curvature" not in CliRunner().invoke(app, arguments).output
+    assert CliRunner().invoke(app, [*arguments, "--curvature", "some"]).exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_gauss_newton_is_exact_on_a_linear_model_and_only_there(tmp_path: Path) 
         phases = [Phase("one", make), Phase("two", make)]
         run = record(tmp_path / network, network, phases)
         exact = final_tangents(run, run.stages, "scale")["one"].values
-        options = DerivativeOptions(gauss_newton=True)
+        options = DerivativeOptions(curvature="gauss-newton")
         other = final_tangents(run, run.stages, "scale", options)["one"].values
         errors[network] = relative_error(other, exact)
     assert errors["linear"] < 1e-12

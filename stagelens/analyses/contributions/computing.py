@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from stagelens.contracts import Progress, ProgressCallback, Refused, no_progress
+from stagelens.derivatives.curvature_kinds import USUAL, Curvature
+from stagelens.derivatives.trajectory import DerivativeOptions
 from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.replay_check import check_given
 from stagelens.measuring.models import BATCH_SIZE, answers_as_the_final_model, measure
@@ -37,6 +39,7 @@ def contribute(
     behaviour: str | None = None,
     progress: ProgressCallback = no_progress,
     since: str | None = None,
+    curvature: Curvature = USUAL,
 ) -> Stored:
     """What every step and every training example contributed; read from disk where stored.
 
@@ -48,6 +51,7 @@ def contribute(
         progress: Called during the sweep and what follows it.
         since: The earliest stage that is wanted; None for the first. The sweep goes through all
             later ones.
+        curvature: What stands for second derivatives, see :mod:`stagelens.derivatives.products`.
 
     Raises:
         RunError: There is no such stage.
@@ -64,7 +68,7 @@ def contribute(
     if name not in kinds:
         raise Refused(f"the task has no behaviour {name!r}; use one of {', '.join(kinds)}")
     first = run.stages[0] if since is None else run.stage(since)
-    stored = load_contributions(run, examples, name, ids, first.name)
+    stored = load_contributions(run, examples, name, ids, first.name, curvature)
     if stored is not None:
         return stored
     check_given(run)
@@ -74,6 +78,7 @@ def contribute(
         name,
         examples.by_id(ids),
         with_examples=True,
+        options=DerivativeOptions(curvature=curvature),
         progress=Progress(progress).part(0.0, _SWEEP),
         since=first.name,
     )
@@ -107,11 +112,12 @@ def contribute(
                 for stage in swept
                 if (objective := stage.facts.objective) is not None and objective.on_samples
             ),
+            curvature=curvature,
             kind=run.task.input_kind if table["content"].notna().any() else None,
         ),
         table,
     )
-    save_contributions(contributions_path(run, examples, name, ids, first.name), answer)
+    save_contributions(contributions_path(run, examples, name, ids, first.name, curvature), answer)
     return answer
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.contracts import SetError
+from stagelens.derivatives.curvature_kinds import USUAL, Curvature, key_of
 from stagelens.effects.results import BehaviourFacts
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
@@ -113,6 +114,7 @@ class ContributionFacts(BaseModel):
         steps_only: Stages whose examples have no contributions of their own, and why.
         on_samples: Stages that were trained on answers which the model had sampled, held as
             recorded.
+        curvature: What stood for second derivatives, see :mod:`stagelens.derivatives.products`.
         kind: What a training example is shown as; None where the task cannot show any, so that
             every place in a batch stands for itself.
     """
@@ -127,6 +129,7 @@ class ContributionFacts(BaseModel):
     steps: dict[str, int]
     steps_only: dict[str, str] = {}
     on_samples: tuple[str, ...] = ()
+    curvature: Curvature = "exact"
     kind: str | None = None
 
 
@@ -186,7 +189,12 @@ def asked_digest(ids: Sequence[str]) -> str:
 
 
 def contributions_path(
-    run: Run, examples: EvaluationSet, behaviour: str, ids: Sequence[str], since: str
+    run: Run,
+    examples: EvaluationSet,
+    behaviour: str,
+    ids: Sequence[str],
+    since: str,
+    curvature: Curvature = USUAL,
 ) -> Path:
     """Where the answer for these examples is stored, or would be.
 
@@ -196,12 +204,14 @@ def contributions_path(
         behaviour: Whose contributions.
         ids: Of the examples that are asked about.
         since: The earliest stage of the answer, which reaches from there to the last one.
+        curvature: What stands for second derivatives.
     """
     plain = traits(run.file.task.name) is not None and not run.file.task.own
     plain = plain and all(stage.facts.objective is None for stage in run.stages)
     revision = _OF_PLAIN_LOSSES if plain else _CONTRIBUTIONS
     parts = (revision, run.digest, examples.digest, behaviour, asked_digest(ids), since)
-    return run.files.inside(f"results/contributions/{digest(*parts)[:32]}.parquet")
+    key = digest(*parts, *key_of(curvature))[:32]
+    return run.files.inside(f"results/contributions/{key}.parquet")
 
 
 def as_table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
@@ -215,7 +225,12 @@ def save_contributions(path: Path, found: Stored) -> None:
 
 
 def load_contributions(
-    run: Run, examples: EvaluationSet, behaviour: str, ids: Sequence[str], since: str
+    run: Run,
+    examples: EvaluationSet,
+    behaviour: str,
+    ids: Sequence[str],
+    since: str,
+    curvature: Curvature = USUAL,
 ) -> Stored | None:
     """A stored answer; None where there is none that can be used.
 
@@ -225,8 +240,9 @@ def load_contributions(
         behaviour: Whose contributions.
         ids: Of the examples that are asked about.
         since: The earliest stage of the answer.
+        curvature: What stands for second derivatives.
     """
-    path = contributions_path(run, examples, behaviour, ids, since)
+    path = contributions_path(run, examples, behaviour, ids, since, curvature)
     found = fact_tables.read(path, ContributionFacts, COLUMNS)
     if found is None:
         return None
@@ -235,5 +251,7 @@ def load_contributions(
     stages = [stage.name for stage in run.stages[run.stage(since).index :]]
     own = (facts.run_digest, facts.set_digest, facts.behaviour.name, facts.count, [*facts.steps])
     if own != (run.digest, examples.digest, behaviour, len(ids), stages):
+        return None
+    if facts.curvature != curvature:
         return None
     return Stored(facts, table)

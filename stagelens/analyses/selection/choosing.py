@@ -40,6 +40,7 @@ def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -
     tried = try_horizons(
         *(run, stage, examples.name, ranks, wanted.keep, wanted.horizons, wanted.behaviour),
         overall.part(0.0, _ranked_part(wanted)),
+        wanted.curvature,
     )
     best = tried[0].ranking
     alike = near_duplicates(run, stage.name) if wanted.distinct else {}

@@ -9,6 +9,7 @@ import numpy as np
 
 from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.contracts import Progress, ProgressCallback, no_progress
+from stagelens.derivatives.curvature_kinds import USUAL, Curvature
 from stagelens.runs.run import Run, Stage
 
 from .outcomes import TRIALS
@@ -39,6 +40,7 @@ def try_horizons(
     horizons: Sequence[int],
     behaviour: str | None = None,
     progress: ProgressCallback = no_progress,
+    curvature: Curvature = USUAL,
 ) -> list[Tried]:
     """Rank by every horizon, and replay what each would choose; the best one first.
 
@@ -55,6 +57,7 @@ def try_horizons(
         horizons: In steps. A single one is not replayed.
         behaviour: What is to become better; see :func:`~.ranking.target_behaviour`.
         progress: Called for every step.
+        curvature: What stands for second derivatives.
 
     Raises:
         SetError: The question names what the set does not have.
@@ -63,7 +66,8 @@ def try_horizons(
     overall, found = Progress(progress), []
     for number, horizon in enumerate(horizons):
         part = overall.part(number / len(horizons), (number + 1) / len(horizons))
-        ranking = rank(*(run, stage, set_name, question, horizon, behaviour), part.part(0.0, 0.7))
+        asked = (run, stage, set_name, question, horizon, behaviour)
+        ranking = rank(*asked, part.part(0.0, 0.7), curvature)
         values: tuple[float, ...] = ()
         if len(horizons) > 1:
             proof = prove(

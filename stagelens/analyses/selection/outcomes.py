@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stagelens.analyses.contributions.contribution_table import Question, asked_digest
 from stagelens.contracts import Behaviour
+from stagelens.derivatives.curvature_kinds import Curvature, key_of
 from stagelens.effects.draws import DrawInterval, interval_over_draws
 from stagelens.effects.results import BehaviourFacts
 from stagelens.runs import fact_tables
@@ -53,6 +54,7 @@ class Wanted(BaseModel):
         keep: The share of the examples that is chosen.
         distinct: Whether of texts that are nearly the same only the best is kept.
         draws: How many prove the choice; with none, the whole target ranks.
+        curvature: What stands for second derivatives, see :mod:`stagelens.derivatives.products`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -65,6 +67,7 @@ class Wanted(BaseModel):
     keep: float = 0.5
     distinct: bool = False
     draws: int = 0
+    curvature: Curvature = "exact"
 
     @property
     def trials(self) -> int:
@@ -189,7 +192,8 @@ def outcome_path(run: Run, examples: EvaluationSet, wanted: Wanted) -> Path:
     """
     own = (wanted.behaviour, sorted(wanted.horizons), wanted.keep, wanted.distinct, wanted.draws)
     ids = asked_digest(wanted.question.of(examples))
-    key = digest(_METHOD, run.digest, wanted.stage, examples.digest, ids, *own)[:32]
+    parts = (run.digest, wanted.stage, examples.digest, ids, *own, *key_of(wanted.curvature))
+    key = digest(_METHOD, *parts)[:32]
     return run.files.inside(f"{_FOLDER}/outcome-{key}.parquet")
 
 

@@ -18,7 +18,8 @@ from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.contributions.first_order import behaviour_gradient
 from stagelens.contracts import Behaviour, Progress, ProgressCallback, Refused, no_progress
 from stagelens.derivatives.adjoint import StepContribution, sweep_within
-from stagelens.derivatives.trajectory import LinearStage
+from stagelens.derivatives.curvature_kinds import USUAL, Curvature
+from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage
 from stagelens.effects.results import BehaviourFacts
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
@@ -53,6 +54,7 @@ def rank(
     horizon: int,
     behaviour: str | None = None,
     progress: ProgressCallback = no_progress,
+    curvature: Curvature = USUAL,
 ) -> Ranking:
     """The training examples of a stage, by what one use of each contributes to a target.
 
@@ -68,6 +70,7 @@ def rank(
         horizon: How many steps later the target is asked; from the stage's length on, at its end.
         behaviour: What is to become better; see :func:`target_behaviour`.
         progress: Called for every step.
+        curvature: What stands for second derivatives, see :mod:`stagelens.derivatives.products`.
 
     Raises:
         SetError: The question names what the set does not have.
@@ -77,7 +80,7 @@ def rank(
     ids = question.of(examples)
     kind = target_behaviour(run, behaviour)
     horizon = min(max(horizon, 1), max(stage.steps, 1))
-    path = ranking_path(run, stage, examples, ids, kind.name, horizon)
+    path = ranking_path(run, stage, examples, ids, kind.name, horizon, curvature)
     stored = load_ranking(path)
     if stored is not None:
         return stored
@@ -88,7 +91,8 @@ def rank(
     def gradient(own: LinearStage, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return behaviour_gradient(run, own, kind.name, asked, values)[1]
 
-    found = sweep_within(run, stage, gradient, horizon, OTHERS, progress=overall.part(0.05, 1.0))
+    options, swept = DerivativeOptions(curvature=curvature), overall.part(0.05, 1.0)
+    found = sweep_within(run, stage, gradient, horizon, OTHERS, options, swept)
     facts = RankingFacts(
         run_digest=run.digest,
         set_digest=examples.digest,
@@ -97,6 +101,7 @@ def rank(
         behaviour=BehaviourFacts.of(kind),
         horizon=horizon,
         steps=stage.steps,
+        curvature=curvature,
     )
     values = mean_by_use(rows, found) * kind.sign
     ranking = Ranking(facts, _table(rows, values, _numbers(stage, rows)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stagelens.contracts import Behaviour
+from stagelens.derivatives.curvature_kinds import by_curvature
 from stagelens.runs.run import Run
 from stagelens.wording.folding import listed
 from stagelens.wording.numbers import amount_text, count_text, phrase
@@ -51,11 +52,12 @@ def cost(run: Run, wanted: Wanted) -> str:
 def chosen(outcome: Outcome) -> str:
     """How many examples were chosen, and for what."""
     facts, kind = outcome.facts, outcome.behaviour
+    how = FIRST_ORDER + by_curvature(facts.wanted.curvature)
     target = f"{count_text(facts.ranking.count, 'example')} of {facts.wanted.set_name}"
     said = (
         f"{len(outcome.kept):,} of {count_text(facts.of, 'training example')} of "
         f"{facts.wanted.stage} kept: those that help the {phrase(kind)} of {target} most, "
-        f"{count_text(facts.ranking.horizon, 'step')} later ({FIRST_ORDER})"
+        f"{count_text(facts.ranking.horizon, 'step')} later ({how})"
     )
     if facts.alike:
         said += f"; {count_text(facts.alike, 'other')} passed over, nearly the same as a better one"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stagelens.analyses.contributions.contribution_table import asked_digest
 from stagelens.contracts import Behaviour
+from stagelens.derivatives.curvature_kinds import USUAL, Curvature, key_of
 from stagelens.effects.draws import DrawInterval, interval_over_draws
 from stagelens.effects.results import BehaviourFacts
 from stagelens.runs import fact_tables
@@ -58,6 +59,7 @@ class RankingFacts(BaseModel):
         behaviour: What is to become better on them.
         horizon: How many steps later the target was asked; ``steps`` where at the stage's end.
         steps: Of the stage.
+        curvature: What stood for second derivatives, see :mod:`stagelens.derivatives.products`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -69,6 +71,7 @@ class RankingFacts(BaseModel):
     behaviour: BehaviourFacts
     horizon: int
     steps: int
+    curvature: Curvature = "exact"
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def ranking_path(
     ids: list[str],
     behaviour: str,
     horizon: int,
+    curvature: Curvature = USUAL,
 ) -> Path:
     """Where a ranking is stored, or would be.
 
@@ -125,9 +129,11 @@ def ranking_path(
         ids: Of the target's examples.
         behaviour: What is to become better.
         horizon: How many steps later.
+        curvature: What stands for second derivatives.
     """
     parts = (_METHOD, run.digest, stage.name, examples.digest, asked_digest(ids), behaviour)
-    return run.files.inside(f"results/selection/{digest(*parts, horizon)[:32]}.parquet")
+    key = digest(*parts, horizon, *key_of(curvature))[:32]
+    return run.files.inside(f"results/selection/{key}.parquet")
 
 
 def load_ranking(path: Path) -> Ranking | None:
@@ -209,7 +215,11 @@ def proof_path(
         "random": (len(chosen),),
         "chosen": (sorted(chosen),),
         # The choice may be of other examples than the best of the ranking.
-        "worst": (len(chosen), facts.ranking.model_dump_json()),
+        "worst": (
+            len(chosen),
+            facts.ranking.model_dump_json(exclude={"curvature"}),
+            *key_of(facts.ranking.curvature),
+        ),
     }[trained_on]
     parts = (_METHOD, run.digest, facts.ranking.stage, examples.digest, asked_digest(ids))
     key = digest(*parts, trained_on, draw, *own)[:32]
