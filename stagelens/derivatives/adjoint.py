@@ -268,10 +268,13 @@ def _step_back(
     before, gradients, statistics = step.pull(vectors)
     # The state enters a step twice, directly and through g(theta) and the batch statistics, so
     # lambda_t = (ds'/ds)^T lambda_{t+1} + (dg/ds)^T lambda_g: two parts, added up.
-    through, products = own.loss.pull(values, record, gradients, statistics, share)
-    if products is not None:
+    directions = [] if share is None else [share]
+    through, products = own.loss.pull_with_examples(
+        values, record, gradients, statistics, directions
+    )
+    if products:
         # Example gradients are those before clipping; the clip factor is held, not differentiated.
-        examples = step.factor * products.double().cpu().numpy()
+        examples = step.factor * products[0].double().cpu().numpy()
     for name, tensor in through.items():
         before.values[name] = before.values[name] + tensor
     return before, StepContribution(own.stage.name, record.step, contribution, examples, carried)

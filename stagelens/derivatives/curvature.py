@@ -167,8 +167,7 @@ class StageLoss:
         record: StepRecord,
         gradient: Vectors,
         statistics: Sequence[tuple[Tensor, Tensor]],
-        direction: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Vectors, Tensor | None]:
+    ) -> Vectors:
         """The transpose of :meth:`push`: ``(w_g, w_s) -> C^T w_g + J_s^T w_s``.
 
         Args:
@@ -176,31 +175,42 @@ class StageLoss:
             record: Its batches are the loss.
             gradient: K cotangents of the gradient; absent names count as zero.
             statistics: K cotangents of every mean and variance, as ``push`` ordered them.
-            direction: Also return :meth:`example_products` with this, from the same passes where
-                they serve both.
+        """
+        return self.pull_with_examples(values, record, gradient, statistics, ())[0]
+
+    def pull_with_examples(
+        self,
+        values: Mapping[str, Tensor],
+        record: StepRecord,
+        gradient: Vectors,
+        statistics: Sequence[tuple[Tensor, Tensor]],
+        directions: Sequence[Mapping[str, Tensor]],
+    ) -> tuple[Vectors, list[Tensor]]:
+        """:meth:`pull`, and :meth:`example_products` with each direction, by few passes.
 
         Raises:
             NotSeparable: As :meth:`example_products`.
         """
         total: Vectors = {}
-        products: list[Tensor] = []
-        if direction is not None and not self.product.cuts:
+        products: list[list[Tensor]] = [[] for _ in directions]
+        if not self.product.cuts:
             # All of them before what follows, which notes cotangents of references.
-            products = [self.example_products(values, record, direction)]
+            products = [[self.example_products(values, record, each)] for each in directions]
         used = 0
         for micro in _batches(record):
             if isinstance(self.product, Nothing) and not self._averages(micro):
                 continue
             at = self._forward(values, micro, self.product.cuts, follow=True)
-            if direction is not None and self.product.cuts:
-                products.append(self._per_example(at, direction))
+            if self.product.cuts:
+                for parts, direction in zip(products, directions, strict=True):
+                    parts.append(self._per_example(at, direction))
             own = statistics[used : used + len(at.statistics)]
             used += len(at.statistics)
             rows = self._pulled(at, gradient, own)
             _add(total, {n: torch.stack([r[i] for r in rows]) for i, n in enumerate(self.names)})
             for i, name in enumerate(self.references.names, len(at.x)):
                 self.references.note({name: torch.stack([r[i] for r in rows])})
-        return total, torch.cat(products) if products else None
+        return total, [torch.cat(parts) for parts in products]
 
     def _averages(self, micro: MicroBatch) -> bool:
         """Whether a pass over a micro-batch moves running statistics."""

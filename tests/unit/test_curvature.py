@@ -69,7 +69,7 @@ def _matrices(run: Run, kind: Curvature) -> tuple[Tensor, Tensor]:
     forward = _stacked(loss, loss.push(values, step, units).d_gradient)
     nothing = loss.push(values, step, {}).statistics
     zeros = [(torch.zeros(len(forward), *s.mean.shape, dtype=torch.float64),) * 2 for s in nothing]
-    pulled, _ = loss.pull(values, step, units, zeros)
+    pulled = loss.pull(values, step, units, zeros)
     return forward, _stacked(loss, pulled) if pulled else torch.zeros_like(forward)
 
 
