@@ -181,6 +181,22 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def short_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the demo ``chat`` of few steps, answered and scored. Read it only, or copy it."""
+    from stagelens.demos import chat
+    from stagelens.effects.computing import attribute
+    from tests.support.text_runs import SHORT_CHAT
+
+    def make(home: Path) -> dict[str, Any]:
+        run = chat.record(home / "chat", plans=SHORT_CHAT)
+        chat.finish(run)
+        attribute(run, "test", "replay")
+        return {}
+
+    return made_once(tmp_path_factory, "chat", make)[0]
+
+
+@pytest.fixture(scope="session")
 def text_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with the runs ``comments`` and ``prompts``, each with a set of hostile texts too.
 

@@ -15,9 +15,6 @@ from .cutting import pieces
 from .tokenizer import Encoded, TextError
 from .transformer_task import Batch, TransformerTask, checked_texts, filled, unpadded
 
-_UNKNOWN = 8
-"""Most unknown words that are named."""
-
 
 class TextTask(TransformerTask):
     """Texts of which a ``transformers`` model gives ``logits``.
@@ -50,13 +47,8 @@ class TextTask(TransformerTask):
         longest, text = self.longest, self.text_of(value)
         length = len(self.tokens_of(text).ids)
         notes = [f"cut to {longest} tokens"] if longest is not None and length > longest else []
-        if unknown := self.tokenizer.unknown(text):
-            more = len(unknown) - _UNKNOWN
-            words = ", ".join(f"“{word}”" for word in unknown[:_UNKNOWN])
-            notes.append(
-                f"unknown to its tokenizer, so all alike to the model: {words}"
-                + (f" and {more:,} more" if more > 0 else "")
-            )
+        if unknown := self.tokenizer.unknown_note(text):
+            notes.append(unknown)
         return "; ".join(notes) or None
 
     def text_of(self, value: Mapping[str, Any]) -> str:

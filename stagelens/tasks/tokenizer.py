@@ -33,6 +33,8 @@ _SETTINGS = ("version", "truncation", "padding")
 _UNLIMITED = 10**6
 """A ``model_max_length`` of this or more means that there is no limit."""
 
+_UNKNOWN = 8
+"""Most unknown pieces of a text that are named."""
 PATIENCE = 30
 """Seconds for one text, and one more for every so many characters:"""
 _CHARACTERS = 50_000
@@ -215,8 +217,23 @@ class KeptTokenizer:
         found = self._encoded(text, len(text), special)
         return Encoded(found.ids, found.type_ids, found.special_tokens_mask)
 
-    def unknown(self, text: str) -> list[str]:
-        """Pieces of a text for which there is no token, each once, in their order.
+    def unknown_note(self, text: str) -> str:
+        """Which pieces of a text it has no token for, each once, in words; empty where none.
+
+        Raises:
+            ValueError: As in :meth:`encode`.
+        """
+        pieces = list(dict.fromkeys(text[start:end] for start, end in self.unknown_spans(text)))
+        if not pieces:
+            return ""
+        more = len(pieces) - _UNKNOWN
+        words = ", ".join(f"“{piece}”" for piece in pieces[:_UNKNOWN])
+        return f"unknown to the tokenizer, so all alike to the model: {words}" + (
+            f" and {more:,} more" if more > 0 else ""
+        )
+
+    def unknown_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where pieces of a text begin and end for which there is no token, in its characters.
 
         A model reads all of them as one and the same token. Tokenizers that fall back to bytes know
         every text.
@@ -224,10 +241,6 @@ class KeptTokenizer:
         Raises:
             ValueError: As in :meth:`encode`.
         """
-        return list(dict.fromkeys(text[start:end] for start, end in self.unknown_spans(text)))
-
-    def unknown_spans(self, text: str) -> list[tuple[int, int]]:
-        """Where :meth:`unknown` pieces of a text begin and end, in its characters."""
         number = self.special_id("unk_token")
         if number is None:
             return []

@@ -38,7 +38,7 @@ def test_typing_changes_the_bars_and_words_are_changed_by_keys(
     told = page.locator(".pen .which")
     expect(told).to_have_text(re.compile("^“xylophage”: unknown to the tokenizer"))
     expect(page.locator(".pen .back .unknown")).to_have_text(["xylophage"])
-    expect(page.get_by_text("unknown to its tokenizer, so all alike to the model")).to_be_visible()
+    expect(page.get_by_text("unknown to the tokenizer, so all alike to the model")).to_be_visible()
     settle(page)
     screenshot(page, "words")
     check_narrow(page, "words")

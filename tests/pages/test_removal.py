@@ -45,6 +45,10 @@ def strengths(app: AppTest) -> dict[str, int]:
     return {s.label.removeprefix("Strength of "): s.value for s in app.slider}
 
 
+def offers(app: AppTest) -> list[str]:
+    return [b.label for b in app.button if b.label.startswith("Remove the worst stage")]
+
+
 def badges(app: AppTest) -> str:
     return " ".join(m.value for m in app.markdown)
 
@@ -126,15 +130,23 @@ def test_the_preset_takes_out_the_stage_with_the_planted_stamp(open_page, measur
     assert float(metrics["Gap, clean to stamped"].delta.split()[0].replace("−", "-")) < -20
 
 
-def test_the_preset_says_when_nothing_tells_which_stage_is_worst(
+def test_the_preset_is_not_offered_where_nothing_tells_which_stage_is_worst(
     open_page, measured, monkeypatch
 ) -> None:
-    app = check(open_page(measured.parent, LINK, PAGE))
     # As where a group is so small that all of its examples are in the report part.
     monkeypatch.setattr(edited_models, "report_rows", lambda *_: np.ones(894, dtype=bool))
-    app = press(app, "Remove the worst stage for stamped images")
-    assert "No labelled example of stamped is in the validation part" in app.toast[0].value
-    assert set(strengths(app).values()) == {0}
+    app = check(open_page(measured.parent, f"{LINK}&group=stamped", PAGE))
+    assert "No labelled example of stamped is in the validation part" in words(app)
+    assert not offers(app)
+
+
+def test_without_labels_no_edit_is_chosen_by_the_page(open_page, short_chat: Path) -> None:
+    """Nothing says what serves a group of prompts better, so nothing is offered that would ask."""
+    app = check(open_page(short_chat, "run=chat&by=group&remove-mode=Targeted", PAGE))
+    said = words(app)
+    assert not offers(app) and "Targeted" not in said and "Presets" not in said
+    assert "Nothing is taken out yet. Raise a strength to see which answers change." in said
+    assert "None of these examples has a label" in said
 
 
 def test_figures_of_a_strength_that_was_computed_are_exact_at_once(open_page, measured) -> None:

@@ -301,6 +301,7 @@ def test_a_prompt_is_answered_by_one_model_after_another(
     )
     app = check(app.run())
     found = cards(app)
+    assert "3 of 4 models answered" in words(app)
     assert "it is <bdi" not in found["final model"]
     assert "<del>four</del><ins>five</ins>" in found["without general"]
     assert "goes on after the most tokens" in found["without general"]
@@ -308,12 +309,35 @@ def test_a_prompt_is_answered_by_one_model_after_another(
     app.button(key="cancel-ask").click()
     app = check(app.run())
     assert "Cancelled: 3 of 4 models answered." in words(app) and len(cards(app)) == 3
+    # The process has yet to end, but nothing is left to cancel.
+    child.running = True
+    child.say(
+        *(said(model, "it is four") for model in ("final", *(f"without:{n}" for n in STAGES)))
+    )
+    app = check(app.run())
+    assert "All 4 models answered." in words(app) and "Cancel" not in buttons(app)
+    child.running = False
+    assert "All 4 models answered." in words(check(app.run()))
     folder = Path(child.option("--prompt-file")).parent
     app.text_area(key="own-asked").input("  ").run()
     assert "The answers below are to the prompt as it was" in words(app)
     app.button(key="ask-models").click()
     check(app.run())
     assert not folder.exists()  # what was asked before is gone
+
+
+def test_prompts_of_the_set_are_offered_to_start_from(open_page, answered: Path) -> None:
+    app = check(open_page(answered, "run=answers&view=Own+example", PAGE))
+    offered = [button for button in app.button if str(button.key).startswith("start-from")]
+    assert [button.label for button in offered] == list(PROMPTS)
+    app.text_area(key="own-asked").input("two et deux").run()
+    app.button(key="start-from-1").click()
+    app = check(app.run())
+    assert app.text_area(key="own-asked").value == PROMPTS[1]
+
+
+def buttons(app: AppTest) -> list[str]:
+    return [button.label for button in app.button]
 
 
 def body(app: AppTest) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def test_prompts_completions_and_rejected_ones_are_columns(open_page, text_runs:
     assert shown["input rejected"].tolist() == [" the dog", " make two", "", " sing"]
     assert "label" not in shown and "Label" not in labels(app)
     assert "Final answer" not in labels(app)
+
+
+def test_what_a_language_model_says_next_is_called_that(open_page, text_runs: Path) -> None:
+    """One token is no answer, and its words must not be read as words of the page."""
+    app = check(open_page(text_runs, "run=prompts&sort=order+of+the+set", PAGE))
+    titles = json.loads(app.dataframe[0].proto.columns)
+    assert titles["answer"]["label"] == "next token"
+    card = next(board["cards"] for board in boards(app) if "cards" in board)[1]
+    assert card["answer"] == f"next token “{table(app)['answer'][1].strip()}”"
+    assert card["text"] == "two and two\ncompletion: make four\nrejected: make two"
+    assert all(each["without"].startswith("without it “") for each in card["effects"])
+    app = check(open_page(text_runs, "run=comments", PAGE))
+    assert json.loads(app.dataframe[0].proto.columns)["answer"]["label"] == "answer"
+    said = next(board["cards"] for board in boards(app) if "cards" in board)[0]["answer"]
+    assert said.startswith("answer ") and "“" not in said
 
 
 def test_a_search_looks_into_texts_and_ids(open_page, text_runs: Path) -> None:

@@ -56,7 +56,7 @@ def test_unknown_words_are_marked_and_told(open_page, text_runs: Path) -> None:
     shown = given(app)
     # In the browser's units, of which the first letter takes two.
     assert shown["words"] == [[0, 2, True], [3, 8, False], [9, 18, True]]
-    assert "unknown to its tokenizer" in words(app) and "“xylophage”" in words(app)
+    assert "unknown to the tokenizer" in words(app) and "“xylophage”" in words(app)
 
 
 def test_a_blank_text_asks_nothing_and_stays(open_page, text_runs: Path) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import stagelens
+from stagelens.demos import chat
 from stagelens.effects.computing import attribute, boundaries
 from tests.support import hostile
 from tests.support.loops import train
 from tests.support.small_texts import CLASSES, TEXTS, classification, language
 
 STAGES = ("general", "habits", "polish")
+SHORT_CHAT = [replace(plan, count=24, steps=3, batch_size=8) for plan in chat.PLANS]
+"""Of the demo ``chat``: learns nothing, and is made in seconds."""
 
 PROMPTS = ("the cat sat on", "two and two", "a dog", "the rain in the night")
 COMPLETIONS = (" the mat", " make four", " barked", " was long and cold")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -17,19 +16,15 @@ from stagelens.effects.results import load_result
 from stagelens.effects.scores import score_settings
 from stagelens.replaying.reproduction import measure_deviation
 from stagelens.tasks.objectives.plain_dpo import PlainDPO
+from tests.support.text_runs import SHORT_CHAT
 
 STAGES = ["pretrain", "sft", "dpo"]
-SHORT = [
-    dataclasses.replace(plan, count=24, steps=3, batch_size=8) for plan in chat.PLANS
-]  # learns nothing, and is made in seconds
 
 
-@pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> stagelens.Run:
+@pytest.fixture
+def short(short_chat: Path) -> stagelens.Run:
     """The demo with few steps, answered and scored."""
-    run = chat.record(tmp_path_factory.mktemp("chat") / "run", plans=SHORT)
-    chat.finish(run)
-    return run
+    return stagelens.open_run(short_chat / "chat")
 
 
 def test_every_stage_is_replayed_bit_for_bit_from_its_own_loss(short: stagelens.Run) -> None:
@@ -163,7 +158,7 @@ def test_another_seed_tells_other_facts() -> None:
 
 @pytest.mark.extensive
 def test_the_same_seed_gives_the_same_run(short: stagelens.Run, tmp_path: Path) -> None:
-    assert chat.record(tmp_path / "again", plans=SHORT).digest == short.digest
+    assert chat.record(tmp_path / "again", plans=SHORT_CHAT).digest == short.digest
 
 
 def test_a_pair_is_shown_as_it_was_written() -> None:

@@ -54,7 +54,7 @@ def test_words_that_the_tokenizer_does_not_know_are_told() -> None:
     said = task.check_input({"text": f"Zyxwv {known} qwrtz zyxwv"})
     # As they were written, each once; those that differ in case are not the same in the text.
     assert said == (
-        "unknown to its tokenizer, so all alike to the model: “Zyxwv”, “qwrtz”, “zyxwv”"
+        "unknown to the tokenizer, so all alike to the model: “Zyxwv”, “qwrtz”, “zyxwv”"
     )
     many = " ".join(f"qq{letter}" for letter in "abcdefghijkl")
     assert str(task.check_input({"text": many})).endswith("“qqh” and 4 more")

@@ -24,6 +24,7 @@ from stagelens.wording.numbers import axis_unit, phrase
 
 from . import cards, drilldown, filters
 from .table_cells import (
+    answer_title,
     answers_without,
     by_effects,
     cells_of,
@@ -229,6 +230,13 @@ def _page_of_cells(
     return _make()
 
 
+def _named(texts: Mapping[str, str]) -> str:
+    """The texts of an example, one below the other; those after the first under their names."""
+    first, *others = texts.items()
+    named = [f"{field}: {text.strip()}" for field, text in others if text]
+    return "\n".join([first[1], *named])
+
+
 def _as_cards(
     workspace: Workspace,
     chosen: Chosen,
@@ -238,15 +246,26 @@ def _as_cards(
     stages: Sequence[str],
 ) -> None:
     """The same examples for windows that are too narrow for the table."""
-    fields = [input_column(field) for field in fields_of(workspace, chosen.behaviour)]
-    texts = [] if workspace.noun == "image" else cells[fields].agg("\n".join, axis=1).tolist()
+    fields, texts = fields_of(workspace, chosen.behaviour), []
+    if workspace.noun != "image":
+        rows = zip(*(cells[input_column(field)] for field in fields), strict=True)
+        texts = [_named(dict(zip(fields, row, strict=True))) for row in rows]
+
+    def quoted(answer: str) -> str:
+        # Words of a language model would be read as words of the card.
+        return f"“{answer.strip()}”" if workspace.continues_text else answer
+
     without = {}
     for stage in stages if by_effects(chosen) else []:
         told = zip(*answers_without(shown, stage), strict=True)
-        without[stage] = [f"{answer} {mark}".strip() for answer, mark in told]
+        without[stage] = [
+            f"{quoted(answer)} {mark}".strip() if answer or mark else "" for answer, mark in told
+        ]
+    title = answer_title(workspace, chosen.behaviour)
     cards.show(
         cells,
         texts,
+        [f"{title} {quoted(answer)}" for answer in cells["answer"]],
         {stage: cells[effect_column(stage)].tolist() for stage in stages},
         {stage: tints[effect_column(stage)] for stage in stages},
         without,

@@ -38,7 +38,7 @@ function cardOf(card, open) {
     button.append(made("span", "text", card.text));
   }
   const facts = made("span", "facts", made("span", "quiet", card.id), document.createElement("br"));
-  facts.append(made("span", "answer", `answer ${card.answer}`));
+  facts.append(made("span", "answer", card.answer));
   if (card.label !== null) facts.append(`, label ${card.label}`);
   button.append(facts);
   const effects = made("span", "effects");

@@ -41,6 +41,7 @@ _component = st.components.v2.component(
 def show(
     rows: pd.DataFrame,
     texts: Sequence[str],
+    answers: Sequence[str],
     effects: Mapping[str, Sequence[str]],
     gains: Mapping[str, Sequence[float]],
     without: Mapping[str, Sequence[str]],
@@ -48,9 +49,10 @@ def show(
     """The examples of a page of the table; a card that is pressed opens its own.
 
     Args:
-        rows: ``id``, ``answer``, for images ``input``, where there are labels ``label``: the words
-            of the table.
+        rows: ``id``, for images ``input``, where there are labels ``label``: the words of the
+            table.
         texts: What stands in the place of the picture; empty for images.
+        answers: What the final model says, and what that is called.
         effects: Stage to the words of its effect on each example.
         gains: Stage to the same effects on the credit scale; 1 is the largest of the set.
         without: Stage to what the model without it answers; empty where no answer is meant.
@@ -60,7 +62,7 @@ def show(
             "id": row["id"],
             "picture": row.get("input"),
             "text": texts[at] if texts else None,
-            "answer": row["answer"],
+            "answer": answers[at],
             "label": row.get("label"),
             "effects": [
                 _effect(stage, at, effects, gains, without) for stage in _strongest(gains, at)

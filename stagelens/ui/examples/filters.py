@@ -42,7 +42,8 @@ _STYLE = (
     '[class*=st-key-filters] [data-testid="stTextInputRootElement"]{height:2rem}'
     '[class*=st-key-filters] [data-testid="stPopover"] button{min-height:2rem;padding:.1rem .5rem}'
     "@media (max-width:1100px){.st-key-filters-of-scores{grid-template-columns:1fr 1fr}}"
-    "@media (max-width:640px){.st-key-filters{grid-template-columns:1fr 1fr}"
+    "@media (max-width:640px){.st-key-filters,"
+    ".st-key-filters:not(:has(>:nth-child(4))){grid-template-columns:1fr 1fr}"
     ".st-key-first-example{display:none}}"
     f"{cards.STYLE}"
     "</style>"

@@ -23,7 +23,7 @@ from stagelens.ui.reading import loaders, scored
 from stagelens.ui.server import jobs, settings
 from stagelens.wording.numbers import count_text
 
-from . import live_answers, model_answers, own_form
+from . import live_answers, model_answers, own_form, prompt_hints
 
 _TURN = state.session_key("own-answers")
 _TITLE = "Answers to a prompt of your own"
@@ -73,6 +73,9 @@ def section(workspace: Workspace) -> None:
         help=f"{own_form.STAYS} A chat model reads its template only if it is typed here.",
         persist_state="session",
     )
+    prompt_hints.starts(workspace, key)
+    for hint in prompt_hints.hints(workspace, prompt or ""):
+        components.text_block(hint)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         length = st.segmented_control(
             "Most tokens",
@@ -109,10 +112,21 @@ def section(workspace: Workspace) -> None:
         return
     if not job_progress.job_state(turn.arguments, "Dismiss"):
         replies = turn.replies()
-        if job is not None and job.status().state == "cancelled":
-            said = f"Cancelled: {len([r for r in replies if r['done']])} of {turn.models} models"
-            components.text_block(f"{said} answered.", muted=True)
+        done = _done(replies)
+        if done == turn.models:
+            _all_answered(turn)
+        elif job is not None and job.status().state == "cancelled":
+            said = f"Cancelled: {done} of {turn.models} models answered."
+            components.text_block(said, muted=True)
         _show(replies)
+
+
+def _done(replies: list[dict[str, Any]]) -> int:
+    return len([each for each in replies if each["done"]])
+
+
+def _all_answered(turn: _Turn) -> None:
+    components.text_block(f"All {turn.models} models answered.", muted=True)
 
 
 def _ask(workspace: Workspace, key: str, length: int) -> None:
@@ -158,17 +172,20 @@ def _while_running(turn: _Turn) -> None:
     status = job.status()
     replies = turn.replies()
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        done = len([each for each in replies if each["done"]])
-        waits = status.waiting or status.starting
-        text = status.text if waits else f"{done} of {turn.models} models answered"
-        components.text_block(f"{text} · {status.seconds:.0f} s", muted=True)
-        st.button(
-            "Cancel",
-            icon=":material/close:",
-            key="cancel-ask",
-            on_click=jobs.leave,
-            args=(turn.arguments,),
-        )
+        done = _done(replies)
+        if done == turn.models:  # the process needs seconds to end; there is nothing to cancel
+            _all_answered(turn)
+        else:
+            waits = status.waiting or status.starting
+            text = status.text if waits else f"{done} of {turn.models} models answered"
+            components.text_block(f"{text} · {status.seconds:.0f} s", muted=True)
+            st.button(
+                "Cancel",
+                icon=":material/close:",
+                key="cancel-ask",
+                on_click=jobs.leave,
+                args=(turn.arguments,),
+            )
     _show(replies)
 
 

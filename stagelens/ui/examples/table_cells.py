@@ -113,6 +113,11 @@ def fields_of(workspace: Workspace, behaviour: Behaviour) -> Sequence[str]:
     return inputs_of[:1] if is_score(behaviour) else inputs_of
 
 
+def answer_title(workspace: Workspace, behaviour: Behaviour) -> str:
+    """What the final model's answers are called: of a language model, whole ones have scores."""
+    return "next token" if workspace.continues_text and not is_score(behaviour) else "answer"
+
+
 def _answer(answer: object) -> str:
     """An answer as a cell holds it."""
     return "no answer" if answer is None or answer != answer else short(str(answer), _CELL)
@@ -193,6 +198,8 @@ def columns_of(
     config = st.column_config
     texts = max(_TEXT_WIDTH, _ALL_WIDTH - 120 * len(stages))
     fields = fields_of(workspace, behaviour)
+    # What goes on from a prompt is mostly shorter than that.
+    weights = {field: 2 if field == "prompt" else 1 for field in fields}
     # Answers of many words stand beside the prompt.
     wide = max(texts // (3 if _shows_answers(chosen, stages) else 2), 150)
     scored = is_score(behaviour)
@@ -200,10 +207,11 @@ def columns_of(
         "input": config.ImageColumn("image", width=50, pinned=True),
         **{
             input_column(field): config.TextColumn(
-                inputs.title(field).lower(),
+                field if field in inputs.TITLES else inputs.title(field),
                 width=wide + 70
                 if scored
-                else max(texts // len(fields), _width(inputs.title(field))),
+                else max(texts * weights[field] // sum(weights.values()), _width(field)),
+                help=inputs.title(field),
                 pinned=len(stages) > _FITTING,  # what is pinned is pale, and texts are to be read
             )
             for field in fields
@@ -215,11 +223,15 @@ def columns_of(
             "score", width=_width("score"), help=f"{behaviour.better.capitalize()} is better."
         ),
         "answer": config.TextColumn(
-            "answer",
+            answer_title(workspace, behaviour),
             width=wide
             if scored
             else _width("answer", *(f"✓ {name}" for name in chosen.every.labels)),
-            help="Of the final model." if scored else "Of the final model; ✓ right, ✗ wrong.",
+            help="Of the final model."
+            if scored
+            else "The most probable one after the prompt, or after the text, by the final model."
+            if workspace.continues_text
+            else "Of the final model; ✓ right, ✗ wrong.",
         ),
     }
     asked = chosen.filters.stage
@@ -227,7 +239,8 @@ def columns_of(
         columns[_ASKED] = config.TextColumn(
             f"without {asked}",
             width=wide if scored else _width(f"without {asked}"),
-            help="What the model without the stage that is chosen above answers; ✓ right, ✗ wrong.",
+            help=f"The {answer_title(workspace, behaviour)} of the model without the stage that is "
+            f"chosen above{'.' if workspace.continues_text else '; ✓ right, ✗ wrong.'}",
         )
     unit = axis_unit(behaviour)
     for stage in stages:

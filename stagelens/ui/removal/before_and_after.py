@@ -37,7 +37,7 @@ def figures(view: RemovalView, wanted: Wanted) -> None:
     """Everything below the controls: a preview at once, followed by the exact figures."""
     edit, nothing = wanted.edit, view.edit({})
     grid = None
-    if wanted.by_hand:
+    if wanted.by_hand and view.workspace.labelled:  # a preview is one of accuracy
         grid = _grid(view)
         if grid is None:
             return

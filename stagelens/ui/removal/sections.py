@@ -57,17 +57,7 @@ def removal_controls(workspace: Workspace, effects: Effects) -> None:
             )
             return
         with st.container(border=True):
-            mode = st.segmented_control(
-                "Strengths",
-                (BY_HAND, TARGETED),
-                default=BY_HAND,
-                key="remove-mode",
-                bind="query-params",
-                required=True,
-                help="By hand: one strength for each stage. Targeted: the smallest edit, with a "
-                "strength of its own for every layer, that closes a gap between two groups.",
-            )
-            if mode == TARGETED:
+            if _mode(view) == TARGETED:
                 wanted = targeting.controls(view)
             else:
                 edit = view.edit(_sliders(view))
@@ -80,12 +70,31 @@ def removal_controls(workspace: Workspace, effects: Effects) -> None:
         if not wanted.edit.strengths:
             st.info(
                 "Nothing is taken out yet: the figures below are those of the final model. Raise "
-                "a strength, or let the page choose.",
+                "a strength, or let the page choose."
+                if workspace.labelled
+                else "Nothing is taken out yet. Raise a strength to see which answers change.",
                 icon=":material/tune:",
             )
         before_and_after.figures(view, wanted)
     except StageLensError as error:
         components.error_state(str(error))
+
+
+def _mode(view: RemovalView) -> str:
+    """How strengths are chosen: by hand alone where no label says what serves a group better."""
+    if not view.workspace.labelled:
+        return BY_HAND
+    mode = st.segmented_control(
+        "Strengths",
+        (BY_HAND, TARGETED),
+        default=BY_HAND,
+        key="remove-mode",
+        bind="query-params",
+        required=True,
+        help="By hand: one strength for each stage. Targeted: the smallest edit, with a "
+        "strength of its own for every layer, that closes a gap between two groups.",
+    )
+    return str(mode)
 
 
 # --------------------------------------------------------------------------------------- by hand
@@ -145,6 +154,7 @@ def _preset(view: RemovalView) -> None:
     """A button that takes out the stage to blame most for a group: the bar's, or the worst one."""
     stages = view.workspace.stages
     group = edited_models.asked_group(view)
+    judged = group is not None and edited_models.judged(view, group)
     parts = slice_parts(view.workspace.noun, view.by, group)
     named = "".join(short(part.text, 40) for part in parts)
 
@@ -154,21 +164,19 @@ def _preset(view: RemovalView) -> None:
             st.session_state[f"remove-{number}"] = 100 if stage == worst else 0
 
     def remove_worst() -> None:
-        worst = edited_models.worst_stage(view, group) if group is not None else None
+        assert group is not None, "offered for a group only"
+        worst = edited_models.worst_stage(view, group)
         if worst is None:
             st.toast(
                 f"No stage is to blame for {components.plain(str(group))}: without any one of them "
-                "the model would answer it less well."
-                if edited_models.judged(view, group)
-                else f"No labelled example of {components.plain(str(group))} is in the validation "
-                "part, so nothing says which stage is worst for it.",
+                "the model would answer it less well.",
                 icon=":material/info:",
             )
         set_all(worst)
         st.session_state[_CHOSEN] = worst
 
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        if group is not None:
+        if judged:
             st.button(
                 components.plain(f"Remove the worst stage for {named}"),
                 icon=":material/auto_fix_high:",
@@ -179,7 +187,13 @@ def _preset(view: RemovalView) -> None:
             )
         st.button("Reset", icon=":material/restart_alt:", on_click=set_all, args=(None,))
     chosen = view.workspace.bar.group is not None
-    if group is not None and not chosen and edited_models.judged(view, group):
+    if group is not None and chosen and not judged and view.workspace.labelled:
+        components.text_block(
+            f"No labelled example of {group} is in the validation part, so nothing says which "
+            "stage is worst for it.",
+            muted=True,
+        )
+    if judged and not chosen:
         components.text_block(
             f"The final model answers {named} worst; choose another group above.", muted=True
         )
@@ -212,12 +226,13 @@ def _parts(view: RemovalView) -> None:
     name, rows, noun = view.workspace.examples.name, view.rows, view.workspace.noun
     shown, kept = int(rows.sum()), int((~rows).sum())
     if not view.held_back:
-        components.text_block(
-            f"Figures are of all {count_text(shown, noun)} of set {name}: nothing was chosen for "
-            "you. Presets and targeted edits are chosen on one part of it; figures are of the "
-            "other part then.",
-            muted=True,
-        )
+        said = f"Figures are of all {count_text(shown, noun)} of set {name}"
+        if view.workspace.labelled:
+            said += (
+                ": nothing was chosen for you. Presets and targeted edits are chosen on one part "
+                "of it; figures are of the other part then"
+            )
+        components.text_block(f"{said}.", muted=True)
         return
     components.text_block(
         f"Set {name} is split in two by its ids, within every group and label. Presets and "
