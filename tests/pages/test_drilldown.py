@@ -218,13 +218,15 @@ def test_the_answer_without_some_examples_stands_beside_first_order(
     assert "it is not a new training without them" in said
     assert "To first order these 20 examples contributed" in said
     rows = found.part("example", "mislabelled").nsmallest(20, "value")
-    ids = [f"{step}-{place}" for step, place in zip(rows["step"], rows["position"], strict=True)]
+    ids = {f"{step}-{place}" for step, place in zip(rows["step"], rows["position"], strict=True)}
     (button,) = [each for each in app.button if each.label.startswith("Replay without them")]
     check(button.click().run())
+    (file,) = (path / "results" / "training-data").glob("ids-*.txt")
+    assert set(file.read_text().split("\n")) == ids
     job = jobs.find(
         (
             *("without-data", str(path), "--stage", "mislabelled", "--set", "mixed-up"),
-            *("--divisor", "rest", *(f"--example={name}" for name in ids)),
+            *("--divisor", "rest", "--ids", str(file)),
         )
     )
     assert job is not None

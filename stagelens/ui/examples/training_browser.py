@@ -31,10 +31,10 @@ from stagelens.wording.trust_words import samples_sentence
 from . import (
     contributions,
     filters,
+    left_out,
     training_example,
     training_filters,
     training_groups,
-    without_them,
 )
 from .contributions import Asked
 from .shown_stage import shown_stage, shown_words
@@ -70,7 +70,8 @@ def training_data_of_a_stage(workspace: Workspace, effects: Effects) -> None:
         )
     listed: tuple[str, ...] = ()
     if not is_score(asked.behaviour):
-        listed = without_them.of_the_list(workspace, asked, chosen, wanted.words())
+        known = chosen.get(CONTRIBUTION)
+        listed = left_out.of_the_list(workspace, asked, chosen, wanted.words(), known)
     if found is not None:
         training_groups.groups_of_a_stage(workspace, asked, frame, groups, listed)
 

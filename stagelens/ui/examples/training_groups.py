@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from stagelens.analyses.training_data.groups import group_table
+from stagelens.analyses.training_data.groups import CONTRIBUTION, group_table
+from stagelens.analyses.without_data.chosen import Chosen
 from stagelens.report.provenance import FIRST_ORDER
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
@@ -13,8 +14,9 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.wording.numbers import axis_unit, count_text, phrase
 from stagelens.wording.signs import gain, gain_range_text, marked
 
-from . import without_them
+from . import left_out
 from .contributions import Asked
+from .left_out import LeftOut
 
 _SHOWN = 12
 """Groups of a table: the largest amounts."""
@@ -89,12 +91,15 @@ def groups_of_a_stage(
         muted=True,
     )
     first = _first(table, bool(gain(asked.effect, asked.behaviour) < 0))
-    ids = tuple(frame.loc[(groups[by] == first).fillna(False), "example_id"])
+    own = frame[(groups[by] == first).fillna(False)]
+    ids = tuple(own["example_id"])
     words = f"{count_text(len(ids), 'training example')} with {by} {first}"
     if set(ids) == set(listed):
         components.text_block("The first group is what the list above leaves out.", muted=True)
         return
-    without_them.button(workspace, asked, ids, words, key="without-group")
+    together = left_out.added_up(own[CONTRIBUTION])
+    what = LeftOut(words, Chosen(asked.stage, ids), estimate=together)
+    left_out.button_or_result(workspace, asked, what, "without-group")
 
 
 def _first(table: pd.DataFrame, blamed: bool) -> str:

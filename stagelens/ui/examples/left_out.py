@@ -1,0 +1,240 @@
+"""Training examples left out of a stage, by replay: the button, its job, and what that gave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from stagelens.analyses.without_data.chosen import DRAWN, Chosen, Divisor
+from stagelens.analyses.without_data.sentences import answers, how, mean_effect, sentence, title
+from stagelens.analyses.without_data.stored import (
+    WithoutData,
+    read_without_data,
+    without_data_path,
+)
+from stagelens.contracts import StageLensError
+from stagelens.estimators.durations import STARTING, paces
+from stagelens.runs.files import atomic_path
+from stagelens.runs.schema import digest
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, job_progress
+from stagelens.ui.pieces.trust_marks import trust_badges
+from stagelens.ui.server import jobs, settings
+from stagelens.wording.numbers import count_text, phrase, predicted_time
+from stagelens.wording.signs import gain_text, side
+from stagelens.wording.trust_words import FIRST_ORDER, MARKS, trust_word
+
+from .contributions import Asked, show_tiles
+
+FIRST = 20
+"""Examples of a list that are left out unless somebody asks for another number."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Training examples that may be left out of a stage.
+
+    Attributes:
+        words: What they are, for the button: ``the first 20 training examples of the list``.
+        chosen: The examples; None where only the command can tell which they are.
+        where: The filter that names them, if it was one.
+        divisor: What is left of a batch's loss.
+        estimate: What they contributed together to first order; None where that is not known of
+            all of them.
+    """
+
+    words: str
+    chosen: Chosen | None
+    where: str | None = None
+    divisor: Divisor = "rest"
+    estimate: float | None = None
+
+
+def of_the_list(
+    workspace: Workspace,
+    asked: Asked,
+    chosen: pd.DataFrame,
+    words: str,
+    contributions: pd.Series | None,
+) -> tuple[str, ...]:
+    """Leave out the first examples of a list, as many as are asked for.
+
+    Args:
+        workspace: What is open.
+        asked: Whose behaviour, and which stage.
+        chosen: The list.
+        words: What was asked of it.
+        contributions: Of the examples of the list; None where they are not known.
+
+    Returns:
+        Their ids.
+    """
+    if chosen.empty:
+        return ()
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        most = len(chosen)
+        count = st.number_input(
+            "How many of the list",
+            1,
+            most,
+            min(FIRST, most),
+            key=f"without-count-{most}",
+            width=150,
+            help="From the top, over all pages.",
+        )
+        ids = tuple(chosen["example_id"].head(int(count)))
+        every = int(count) == most
+        said = count_text(len(ids), "training example")
+        said = f"{said} {words}".strip() if every else f"the first {said} of the list"
+        place = st.container()
+    together = None if contributions is None else added_up(contributions.head(int(count)))
+    what = LeftOut(said, Chosen(asked.stage, ids), estimate=together)
+    button_or_result(workspace, asked, what, "without-list", place)
+    return ids
+
+
+def added_up(contributions: pd.Series) -> float | None:
+    """What examples contributed together; None where one of them has no number."""
+    # Of some of them alone it would say something else.
+    return None if contributions.isna().any() else float(contributions.sum())
+
+
+def button_or_result(
+    workspace: Workspace,
+    asked: Asked,
+    what: LeftOut,
+    key: str,
+    place: DeltaGenerator | None = None,
+) -> None:
+    """Replay the training without these examples; in place of the button, what that gave.
+
+    Args:
+        workspace: What is open.
+        asked: Whose behaviour, and which stage.
+        what: Which examples.
+        key: Unique among such buttons of the page.
+        place: Where the button itself stands; None for here, as its progress and result do.
+    """
+    found = None if what.chosen is None else _stored(workspace, what.chosen, what.divisor)
+    if found is not None:
+        _told(workspace, asked, found, what.estimate)
+        return
+    if what.estimate is not None and what.chosen is not None:
+        _first_order_alone(asked, what.chosen, what.estimate)
+    if why := no_replay(workspace, asked.stage):
+        st.info(components.plain(why), icon=":material/info:")
+        return
+    file = None if what.where is not None else _file(workspace, what.chosen)
+    named = ("--where", str(what.where)) if file is None else ("--ids", str(file))
+    arguments = (
+        *("without-data", *workspace.at.words, "--stage", asked.stage),
+        *("--set", workspace.examples.name, "--divisor", what.divisor, *named),
+    )
+    if job_progress.job_state(arguments, "Try again"):
+        return
+    (st.container() if place is None else place).button(
+        components.plain(f"Replay without {what.words}{_took(workspace, asked.stage)}"),
+        icon=":material/replay:",
+        key=key,
+        disabled=settings.read_only(),
+        on_click=_begin,
+        args=(file, what.chosen, arguments, f"The replay without {what.words}"),
+        help=settings.READ_ONLY
+        if settings.read_only()
+        else f"{DRAWN} Runs in the background: python -m stagelens without-data.",
+    )
+
+
+def no_replay(workspace: Workspace, stage: str) -> str:
+    """Why a stage and all later ones cannot be replayed otherwise; empty where they can be."""
+    if not workspace.computable:
+        return "Nothing can be replayed here without the run's task."
+    for own in workspace.run.stages[workspace.stages.index(stage) :]:
+        if own.no_replay:
+            return f"{own.no_replay[:1].upper()}{own.no_replay[1:]}."
+    return ""
+
+
+def _took(workspace: Workspace, stage: str) -> str:
+    """How long the replay should take, for its button; empty where nothing says that."""
+    known = paces(workspace.run)
+    later = known.stages[workspace.stages.index(stage) :]
+    if any(pace.seconds is None for pace in later):
+        return ""
+    # Checked as recorded where that was not done, and measured.
+    seconds = STARTING + sum((1 + pace.check) * (pace.seconds or 0.0) for pace in later)
+    return f", predicted: {predicted_time(known.at_present(seconds, jobs.running()))}"
+
+
+def _file(workspace: Workspace, chosen: Chosen | None) -> Path | None:
+    """Where the ids are written for the command; the same for the same examples."""
+    if chosen is None:
+        return None
+    name = digest(workspace.run.digest, chosen.stage, sorted(chosen.ids))[:32]
+    return workspace.run.files.inside(f"results/training-data/ids-{name}.txt")
+
+
+def _begin(
+    file: Path | None, chosen: Chosen | None, arguments: tuple[str, ...], title: str
+) -> None:
+    # A callback, whose errors no page would tell.
+    with components.errors_told():
+        if settings.read_only():
+            raise StageLensError(settings.READ_ONLY)
+        if file is not None and chosen is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(file) as temporary:
+                temporary.write_text("\n".join(chosen.ids), encoding="utf-8")
+        job_progress.begin(arguments, title)
+
+
+def _stored(workspace: Workspace, chosen: Chosen, divisor: Divisor) -> WithoutData | None:
+    path = without_data_path(workspace.run, workspace.examples, chosen.left_out(divisor))
+    return read(path) if path.is_file() else None
+
+
+def read(path: Path) -> WithoutData | None:
+    """A stored result, from memory where it was read before."""
+    return _read(str(path), path.stat().st_mtime_ns)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _read(path: str, stamp: int) -> WithoutData | None:
+    # The path says what was asked. A file that is written again is read again, by its stamp.
+    return read_without_data(Path(path))
+
+
+def _told(workspace: Workspace, asked: Asked, found: WithoutData, estimate: float | None) -> None:
+    """What the replay gave: of one example its answers, of several their mean."""
+    ids, behaviour, trust = frozenset(asked.ids), asked.behaviour, found.facts.trust
+    with st.container(border=True):
+        became = answers(found, ids, workspace.noun)
+        # A next token that stays says little of a whole answer.
+        if became and not workspace.continues_text:
+            components.text_block(became)
+        components.sentences([sentence(found, behaviour, ids)])
+        if trust.trust != "exact":  # the sentence has its mark; this says why
+            trust_badges([trust], behaviour.name)
+        if trust.trust == "refused":
+            return
+        effect, word = mean_effect(found, behaviour, ids), trust_word(trust, behaviour.name)
+        tiles = [("by replay", effect, f"{side(effect, behaviour)}, {MARKS[word]} {word}")]
+        if estimate is not None:
+            note = f"{MARKS[FIRST_ORDER]} {FIRST_ORDER}, weight 0, divisor kept"
+            tiles.append(("to first order", estimate, note))
+        tiles.append((f"all of {asked.stage}", asked.effect, "effect of the whole stage"))
+        show_tiles([(name, gain_text(value, behaviour), note) for name, value, note in tiles])
+        components.text_block(f"{how(found.facts)} {DRAWN}", muted=True)
+
+
+def _first_order_alone(asked: Asked, chosen: Chosen, estimate: float) -> None:
+    components.text_block(
+        f"To first order these {title(chosen)} contributed {gain_text(estimate, asked.behaviour)} "
+        f"to the {phrase(asked.behaviour)} ({MARKS[FIRST_ORDER]} {FIRST_ORDER}; for weight 0 with "
+        "the divisor kept). Groups do more or less than that: a replay decides.",
+        muted=True,
+    )
