@@ -22,6 +22,7 @@ from stagelens.charts.removal import (
     layer_strengths,
 )
 from stagelens.charts.saliency import pixel_maps
+from stagelens.charts.selection import horizon_curve, trained_bars
 from stagelens.charts.steps import observed_path, step_contributions
 from stagelens.charts.style import EITHER, Chart
 from stagelens.charts.trust import agreement
@@ -155,6 +156,21 @@ def _calibration() -> Chart:
     return calibration_plot(bench_points(), own, EITHER)
 
 
+def _trained() -> Chart:
+    rows = pd.DataFrame(
+        {"trained_on": ["all 20", "the chosen 10", "random 10"], "mean": [0.3, 0.2, 0.28],
+         "low": [0.25, 0.18, np.nan], "high": [0.35, 0.22, np.nan], "chosen": [False, True, False]}
+    )  # fmt: skip
+    return trained_bars(rows, LOSS, EITHER)
+
+
+def _horizons() -> Chart:
+    rows = pd.DataFrame(
+        {"horizon": [4, 4, 40, 40], "draw": [0, 1] * 2, "value": [0.2, 0.3, 0.4, 0.5]}
+    )
+    return horizon_curve(rows, 4, LOSS, EITHER)
+
+
 EVERY: dict[str, Callable[[], Chart]] = {
     "agreement": _agreement,
     "alluvial": lambda: alluvial(
@@ -169,6 +185,7 @@ EVERY: dict[str, Callable[[], Chart]] = {
     "example_effects": lambda: charts.example_effects(_effects(), MARGIN, TRUST, EITHER),
     "group_accuracy": _accuracy,
     "group_gaps": _gaps,
+    "horizon_curve": _horizons,
     "layer_strengths": lambda: layer_strengths(
         {"pretrain": {"body": 0.5}, "shortcut": {"body": 1.0, "head": 0.2}},
         ["#56B4E9", "#E69F00"],
@@ -184,6 +201,7 @@ EVERY: dict[str, Callable[[], Chart]] = {
     "time_line": lambda: charts.time_line(
         dict.fromkeys(STAGES, 40), _rates(), None, MARGIN, EITHER
     ),
+    "trained_bars": _trained,
     "waterfall": _waterfall,
 }
 """Function to one of its charts, in the colours that pages and reports use."""

@@ -7,12 +7,10 @@ from stagelens.effects.results import BehaviourFacts
 from stagelens.runs.run import Run
 
 from .alike import near_duplicates
+from .durations import SWEEP
 from .horizons import try_horizons
 from .outcomes import Outcome, OutcomeFacts, Trial, Wanted, load_outcome, outcome_path, save_outcome
 from .proving import prove
-
-_SWEEP = 20.0
-"""What ordering by one horizon takes, in replays."""
 
 
 def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -> Outcome:
@@ -74,5 +72,5 @@ def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -
 
 def _ranked_part(wanted: Wanted) -> float:
     """The part of all the work that ordering takes, for progress."""
-    ordering = _SWEEP * len(wanted.horizons) + wanted.trials
+    ordering = SWEEP * len(wanted.horizons) + wanted.trials
     return ordering / (ordering + wanted.replays - wanted.trials)

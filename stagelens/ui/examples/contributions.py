@@ -202,10 +202,21 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
 
 def impossible(workspace: Workspace, asked: Asked) -> str | None:
     """Why nothing can be computed; None where it can."""
+    if (why := no_sweep(workspace, asked.stage)) is not None:
+        return why
+    if len(asked.question.ids) > _MOST:
+        return (
+            f"{len(asked.ids):,} examples are shown; ask about a whole group or label, or narrow "
+            f"the filters to at most {_MOST} examples."
+        )
+    return None
+
+
+def no_sweep(workspace: Workspace, since: str) -> str | None:
+    """Why no sweep can go back from the final model to a stage; None where one can."""
     if not workspace.computable:
         return "Nothing can be computed here without the run's task."
-    # The sweep goes back from the final model, so it needs the steps of all later stages too.
-    for stage in workspace.run.stages[workspace.stages.index(asked.stage) :]:
+    for stage in workspace.run.stages[workspace.stages.index(since) :]:
         if stage.facts.origin == "assembled":
             return (
                 "What steps contributed is not known: this run was assembled from checkpoints, and "
@@ -220,11 +231,6 @@ def impossible(workspace: Workspace, asked: Asked) -> str | None:
                 f"What steps contributed is not known: the batches of stage {stage.name} were not "
                 'all kept. Record it with keep_batches="all".'
             )
-    if len(asked.question.ids) > _MOST:
-        return (
-            f"{len(asked.ids):,} examples are shown; ask about a whole group or label, or narrow "
-            f"the filters to at most {_MOST} examples."
-        )
     return None
 
 

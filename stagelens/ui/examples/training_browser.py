@@ -32,6 +32,7 @@ from . import (
     contributions,
     filters,
     left_out,
+    train_next,
     training_example,
     training_filters,
     training_groups,
@@ -56,8 +57,14 @@ def training_data_of_a_stage(workspace: Workspace, effects: Effects) -> None:
     loaded = training_loaders.training_data(workspace.at, asked.stage)
     if loaded is None or _incomplete(workspace, loaded):
         _offer(workspace, asked, loaded)
-    if loaded is None:
-        return
+    if loaded is not None:
+        _browsed(workspace, asked, loaded)
+    texts = loaded is not None and loaded.data.facts.kind == "text"
+    train_next.what_to_train_on_next(workspace, asked, texts)
+
+
+def _browsed(workspace: Workspace, asked: Asked, loaded: Loaded) -> None:
+    """The list, one example, and what a replay without some of them would say."""
     frame, found = _with_contributions(workspace, asked, loaded)
     groups = groupings(loaded.data, frame)
     bad = not gain(asked.effect, asked.behaviour) > 0

@@ -73,6 +73,11 @@ _FILTERS = {
     "t-sort": "training data by",
     "t-by": "training data grouped by",
     "trained": "training example",
+    "next-target": "target of the choice",
+    "next-behaviour": "to become better",
+    "next-keep": "kept",
+    "next-draws": "draws of the proof",
+    "next-distinct": "one of those alike",
 }
 """Query parameter to its name for people, where these differ."""
 

@@ -1,0 +1,183 @@
+"""Chosen training examples: what replays say of the choice, and the files that take it away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from stagelens.analyses.selection.exporting import row_numbers, snippet
+from stagelens.analyses.selection.outcomes import Outcome, OutcomeFacts
+from stagelens.analyses.selection.sentences import (
+    FILLED_UP_BY_NOTHING,
+    chosen,
+    trained_on,
+    verdict,
+)
+from stagelens.charts import EITHER, Chart
+from stagelens.charts.selection import horizon_curve, trained_bars, trained_rows
+from stagelens.contracts import ACCURACY, Behaviour, StageLensError
+from stagelens.estimators.stage_trust import REPLAY
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces.folding import when_opened
+from stagelens.ui.pieces.pinning import About
+from stagelens.wording.numbers import phrase
+from stagelens.wording.signs import gain_range_text, gain_text
+
+
+def shown(workspace: Workspace, outcome: Outcome) -> None:
+    """What was chosen, bars of what replays gave, the differences, the horizons, and the files.
+
+    Args:
+        workspace: What is open.
+        outcome: Of :mod:`stagelens.analyses.selection`.
+    """
+    facts, kind = outcome.facts, outcome.behaviour
+    components.text_block(f"{chosen(outcome)}.")
+    kinds = [each.behaviour() for each in facts.behaviours]
+    known = [each for each in kinds if each.name in (kind.name, ACCURACY.name)]
+    for each in sorted(known, key=lambda one: one.name != kind.name):
+        if said := verdict(outcome, each):
+            components.text_block(said)
+    about = About(
+        title=f"What to train on next, {facts.wanted.stage}",
+        behaviour=kind.name,
+        estimator=REPLAY,
+        trust=(),
+        filters=asked_of(facts),
+    )
+    rows = _rows(outcome, kind)
+    if len(rows):
+        components.drawn(
+            drawing.chart(trained_rows, rows, kind),
+            "train-next-bars",
+            lambda: drawing.chart(trained_bars, rows, kind, EITHER),
+            about,
+        )
+        _differences(outcome, known, about)
+    components.text_block(
+        f"{facts.wanted.draws} draws of the order of batches, the same for all models of a draw, "
+        f"measured on {facts.judged:,} examples of {facts.wanted.set_name} that had no part in the "
+        f"choice; the order itself is by first order. {FILLED_UP_BY_NOTHING}",
+        muted=True,
+    )
+    if len(facts.trials) > 1:
+        when_opened(
+            "horizons",
+            f"Horizons that were tried ({len(facts.trials)})",
+            lambda: _curve(outcome, about),
+        )
+    _export(workspace, outcome)
+
+
+def asked_of(facts: OutcomeFacts) -> dict[str, str]:
+    """What was asked, by name, for people."""
+    wanted = facts.wanted
+    target = " & ".join(f"{name}={value}" for name, value in wanted.question.groups.items())
+    return {
+        "target": f"{target} of {wanted.set_name}" if target else wanted.set_name,
+        "kept": f"{100 * wanted.keep:.0f} %",
+        **({"distinct": "yes"} if wanted.distinct else {}),
+    }
+
+
+def _rows(outcome: Outcome, kind: Behaviour) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "trained_on": trained_on(part, size),
+                "mean": found.mean,
+                "low": found.low,
+                "high": found.high,
+                "chosen": part == "chosen",
+            }
+            for part, size, found in outcome.measured(kind.name)
+        ]
+    )
+
+
+def _differences(outcome: Outcome, kinds: Sequence[Behaviour], about: About) -> None:
+    """By how much the chosen examples are better than others, draw by draw."""
+    rows = []
+    for kind in kinds:
+        for part, size, _ in outcome.measured(kind.name):
+            if part == "chosen" or outcome.proof is None:
+                continue
+            gain = outcome.proof.gain(part, kind.name)
+            rows.append(
+                {
+                    "chosen against": trained_on(part, size),
+                    "on": phrase(kind),
+                    "better by": gain_text(gain.mean * kind.sign, kind),
+                    "95 % interval": gain_range_text(
+                        gain.low * kind.sign, gain.high * kind.sign, kind, unit=False
+                    ),
+                }
+            )
+    components.table(
+        pd.DataFrame(rows),
+        "train-next-table",
+        "By how much the chosen training examples are better than others, by replay, paired over "
+        "draws; negative: worse.",
+        about,
+        height="content",
+    )
+
+
+def _curve(outcome: Outcome, about: About) -> None:
+    rows = pd.DataFrame(
+        [
+            {"horizon": trial.horizon, "draw": draw, "value": value}
+            for trial in outcome.facts.trials
+            for draw, value in enumerate(trial.values)
+        ]
+    )
+    best = outcome.facts.ranking.horizon
+    chart: Chart = drawing.chart(horizon_curve, rows, best, outcome.behaviour, EITHER)
+    components.show(chart, "train-next-horizons", about)
+    components.text_block(
+        "Each horizon's choice was replayed in two draws and judged by the examples that chose. A "
+        "short one sees little but the next step; where first order breaks down, a long one says "
+        "nothing.",
+        muted=True,
+    )
+
+
+def _export(workspace: Workspace, outcome: Outcome) -> None:
+    """The chosen examples as files, and how others read them."""
+    stage = outcome.facts.wanted.stage
+    name = f"{workspace.run.name}-{stage}-kept"
+    try:
+        rows = row_numbers(outcome.kept, stage)
+        why = ""
+    except StageLensError as error:
+        rows, why = [], str(error)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.download_button(
+            "Chosen examples as CSV",
+            data=lambda: outcome.kept.to_csv(index=False).encode(),
+            file_name=f"{name}.csv",
+            mime="text/csv",
+            icon=":material/download:",
+            on_click="ignore",
+            key="export-kept",
+            help="Best first: id, label, uses, rows in the data set, and what one use contributes.",
+        )
+        if rows:
+            st.download_button(
+                "Rows for datasets and PyTorch",
+                data=lambda: json.dumps(rows).encode(),
+                file_name=f"{name}.json",
+                mime="application/json",
+                icon=":material/download:",
+                on_click="ignore",
+                key="export-rows",
+                help="Numbers of the chosen examples in the recorded data set, best first.",
+            )
+    if rows:
+        st.code(snippet(f"{name}.json"), language="python")
+    else:
+        components.text_block(f"No row numbers: {why}.", muted=True)

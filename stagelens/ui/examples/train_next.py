@@ -1,0 +1,261 @@
+"""What to train on next: the examples of a stage that help a target most, asked for and chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.analyses.selection.durations import selection_seconds
+from stagelens.analyses.selection.outcomes import (
+    PROOF,
+    Outcome,
+    Wanted,
+    load_outcome,
+    outcome_path,
+    stored_outcomes,
+    usual_horizons,
+)
+from stagelens.analyses.selection.sentences import cost
+from stagelens.contracts import ACCURACY, Behaviour, StageLensError, is_score
+from stagelens.estimators.durations import paces
+from stagelens.estimators.stage_trust import REPLAY
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, job_progress
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.server import jobs, settings
+from stagelens.wording.numbers import phrase, predicted_time, value_text
+
+from . import chosen_examples
+from .contributions import Asked, no_sweep
+from .left_out import no_replay
+
+_SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
+_DRAWS = (4, PROOF, 16)
+
+
+def what_to_train_on_next(workspace: Workspace, asked: Asked, texts: bool) -> None:
+    """Choose the examples of a stage that help a target most; what replays say of the choice.
+
+    Args:
+        workspace: What is open.
+        asked: The question of the tab, of which the stage is taken.
+        texts: Whether the stage's examples are texts, which may be nearly the same.
+    """
+    if settings.read_only():
+        _stored_alone(workspace, asked.stage)
+        return
+    _heading(asked.stage)
+    kinds = _behaviours(workspace)
+    if not kinds:
+        components.text_block("Nothing that was measured here can be differentiated.", muted=True)
+        return
+    wanted = _choose(workspace, asked.stage, kinds, texts)
+    examples = workspace.run.evaluation_set(wanted.set_name)
+    try:
+        wanted.sides(examples)
+    except StageLensError as error:
+        components.text_block(str(error), muted=True)
+        return
+    path = outcome_path(workspace.run, examples, wanted)
+    outcome = _stored(workspace, examples, path)
+    if outcome is None:
+        _offer(workspace, asked, wanted)
+    else:
+        chosen_examples.shown(workspace, outcome)
+    _every(workspace, examples, asked.stage, path)
+
+
+def _heading(stage: str) -> None:
+    st.html(components.heading_html("What to train on next"))
+    components.text_block(
+        f"Which training examples of {stage} to keep: ordered by how much each helps a target "
+        "within some steps, to first order; replays then say what the choice is worth.",
+        muted=True,
+    )
+
+
+def _stored_alone(workspace: Workspace, stage: str) -> None:
+    """Where nothing is computed: one of the choices that are stored, the latest at first."""
+    examples = workspace.examples
+    every = [
+        found
+        for path in stored_outcomes(workspace.run, examples, stage)
+        if (found := _stored(workspace, examples, path)) is not None
+    ]
+    if not every:
+        return
+    _heading(stage)
+    names = [
+        ", ".join(f"{name}: {said}" for name, said in chosen_examples.asked_of(one.facts).items())
+        + f", on the {phrase(one.behaviour)}, {one.facts.wanted.draws} draws"
+        for one in every
+    ]
+    number = 0
+    if len(every) > 1:
+        number = st.selectbox(
+            "Choice", range(len(every)), format_func=names.__getitem__, key="next-stored"
+        )
+    chosen_examples.shown(workspace, every[number])
+
+
+def _behaviours(workspace: Workspace) -> dict[str, Behaviour]:
+    """What has a derivative, the loss first: a margin grows without bound where it is large."""
+    effects = workspace.effects
+    known = {} if effects is None else effects.behaviours
+    own = [k for k in known.values() if k.name != ACCURACY.name and not is_score(k)]
+    return {kind.name: kind for kind in sorted(own, key=lambda kind: kind.name != "loss")}
+
+
+def _choose(workspace: Workspace, stage: str, kinds: dict[str, Behaviour], texts: bool) -> Wanted:
+    """The controls."""
+    targets = _targets(workspace)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        target = st.selectbox(
+            "Target",
+            list(targets),
+            key="next-target",
+            bind="query-params",
+            width=220,
+            help="The examples that are to become better. Half of them order the training "
+            "examples, the other half judges the choice.",
+        )
+        behaviour = st.selectbox(
+            "What is to become better",
+            list(kinds),
+            format_func=lambda name: phrase(kinds[name]),
+            key="next-behaviour",
+            bind="query-params",
+            width=190,
+        )
+        keep = st.selectbox(
+            "Keep",
+            _SHARES,
+            index=_SHARES.index(0.5),
+            format_func=lambda share: f"{100 * share:.0f} %",
+            key="next-keep",
+            bind="query-params",
+            width=100,
+        )
+        draws = st.selectbox(
+            "Draws of the proof",
+            _DRAWS,
+            index=_DRAWS.index(PROOF),
+            key="next-draws",
+            bind="query-params",
+            width=130,
+            help="In each, the stage and all later ones are replayed on the chosen examples, as "
+            "many random ones, the worst, and all, with the same order of batches.",
+        )
+        distinct = texts and st.toggle(
+            "One of those alike",
+            key="next-distinct",
+            bind="query-params",
+            help="Of texts that are nearly the same, keep only the best.",
+        )
+    steps = workspace.run.stage(stage).steps
+    set_name, question = targets[target]
+    return Wanted(
+        stage=stage,
+        set_name=set_name,
+        question=question,
+        behaviour=behaviour,
+        horizons=usual_horizons(steps),
+        keep=keep,
+        distinct=distinct,
+        draws=draws,
+    )
+
+
+def _targets(workspace: Workspace) -> dict[str, tuple[str, Question]]:
+    """Name to the examples: the group of the bar first, then every set, the bar's first."""
+    name, found = workspace.examples.name, {}
+    by, group = workspace.bar.by, workspace.bar.group
+    if group is not None and by in (*workspace.examples.columns, "label"):
+        found[f"{group} of {name}"] = name, Question(groups={str(by): group})
+    for each in sorted(workspace.run.set_names, key=lambda other: other != name):
+        found[f"all of {each}"] = each, Question()
+    return found
+
+
+def _offer(workspace: Workspace, asked: Asked, wanted: Wanted) -> None:
+    """What it costs, and the button; or why it cannot be done."""
+    why = no_sweep(workspace, asked.stage) or no_replay(workspace, asked.stage)
+    if why:
+        st.info(components.plain(why), icon=":material/info:")
+        return
+    arguments = (
+        *("select", *workspace.at.words, "--stage", wanted.stage, "--target", wanted.set_name),
+        *(f"--group={column}={value}" for column, value in wanted.question.groups.items()),
+        *("--behaviour", wanted.behaviour, "--keep", f"{wanted.keep:g}"),
+        *("--prove", str(wanted.draws), *(["--distinct"] if wanted.distinct else [])),
+    )
+    with st.container(border=True):
+        if job_progress.job_state(arguments, "Try again"):
+            return
+        known = paces(workspace.run)
+        later = known.stages[workspace.stages.index(wanted.stage) :]
+        seconds = selection_seconds(wanted, later)
+        took = ""
+        if seconds is not None:
+            took = f" Predicted: {predicted_time(known.at_present(seconds, jobs.running()))}."
+        components.text_block(
+            f"{cost(workspace.run, wanted)}{took} Replays are kept one by one, so that work that "
+            "was cancelled goes on where it stopped."
+        )
+        st.button(
+            "Choose and prove by replay",
+            type="primary",
+            disabled=settings.read_only(),
+            icon=":material/checklist:",
+            key="train-next",
+            on_click=job_progress.begin,
+            args=(arguments, "Choosing what to train on next"),
+            help=settings.READ_ONLY
+            if settings.read_only()
+            else "Runs in the background: python -m stagelens select.",
+        )
+
+
+def _stored(workspace: Workspace, examples: EvaluationSet, path: Path) -> Outcome | None:
+    if not path.is_file():
+        return None
+    return _load(str(path), path.stat().st_mtime_ns, workspace, examples)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _load(path: str, stamp: int, _workspace: Workspace, _examples: EvaluationSet) -> Outcome | None:
+    # The path says what was asked. A file that is written again is read again, by its stamp.
+    return load_outcome(_workspace.run, _examples, Path(path))
+
+
+def _every(workspace: Workspace, examples: EvaluationSet, stage: str, own: Path) -> None:
+    """What else was chosen of this stage for this set."""
+    every = stored_outcomes(workspace.run, examples, stage)
+    rows = []
+    for path, facts in every.items():
+        found = None if path == own else _stored(workspace, examples, path)
+        if found is None:
+            continue
+        kind = found.behaviour
+        measured = {part: mean.mean for part, _, mean in found.measured(kind.name)}
+        rows.append(
+            {
+                **chosen_examples.asked_of(facts),
+                "kept": f"{len(found.kept):,} of {facts.of:,}",
+                "horizon": facts.ranking.horizon,
+                "on": phrase(kind),
+                **{
+                    part: value_text(measured[part], kind) if part in measured else "not replayed"
+                    for part in ("all", "chosen", "random", "worst")
+                },
+            }
+        )
+    if rows:
+        with st.expander(f"Chosen before ({len(rows)})"):
+            said = f"Choices among the training examples of {stage}, by replay, the latest first."
+            about = About(behaviour="", estimator=REPLAY, trust=())
+            components.table(pd.DataFrame(rows).fillna(""), "train-next-before", said, about)
