@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as _Table
 
 from stagelens.analyses.contributions.contribution_table import Stored, left_open
+from stagelens.analyses.contributions.horizon_table import later_text
 from stagelens.analyses.saliency.concentration import where_most
 from stagelens.analyses.saliency.map_table import Map
 from stagelens.analyses.spurious.feature_table import Features
@@ -254,8 +255,9 @@ def print_contributions(
     """
     behaviour = found.facts.behaviour
     of = count_text(found.facts.count)
+    when = "" if found.facts.horizon is None else f" {later_text(found.facts.horizon)}"
     printed = Table(
-        title=f"Contributions to the {behaviour.name} of {of}, to first order"
+        title=f"Contributions to the {behaviour.name} of {of}{when}, to first order"
         + by_curvature(found.facts.curvature)
     )
     compared = ("stage effect", "not explained to first order") if effects else ()

@@ -40,6 +40,7 @@ def contribute(
     progress: ProgressCallback = no_progress,
     since: str | None = None,
     curvature: Curvature = USUAL,
+    horizon: int | None = None,
 ) -> Stored:
     """What every step and every training example contributed; read from disk where stored.
 
@@ -52,6 +53,8 @@ def contribute(
         since: The earliest stage that is wanted; None for the first. The sweep goes through all
             later ones.
         curvature: What stands for second derivatives, see :mod:`stagelens.derivatives.products`.
+        horizon: Contributions to the behaviour so many steps later within each stage; None for
+            those to the final model's.
 
     Raises:
         RunError: There is no such stage.
@@ -68,7 +71,7 @@ def contribute(
     if name not in kinds:
         raise Refused(f"the task has no behaviour {name!r}; use one of {', '.join(kinds)}")
     first = run.stages[0] if since is None else run.stage(since)
-    stored = load_contributions(run, examples, name, ids, first.name, curvature)
+    stored = load_contributions(run, examples, name, ids, first.name, curvature, horizon)
     if stored is not None:
         return stored
     check_given(run)
@@ -81,6 +84,7 @@ def contribute(
         options=DerivativeOptions(curvature=curvature),
         progress=Progress(progress).part(0.0, _SWEEP),
         since=first.name,
+        horizon=horizon,
     )
     progress(_SWEEP, "reading the training examples")
     kind = kinds[name]
@@ -113,11 +117,13 @@ def contribute(
                 if (objective := stage.facts.objective) is not None and objective.on_samples
             ),
             curvature=curvature,
+            horizon=horizon,
             kind=run.task.input_kind if table["content"].notna().any() else None,
         ),
         table,
     )
-    save_contributions(contributions_path(run, examples, name, ids, first.name, curvature), answer)
+    path = contributions_path(run, examples, name, ids, first.name, curvature, horizon)
+    save_contributions(path, answer)
     return answer
 
 

@@ -115,6 +115,8 @@ class ContributionFacts(BaseModel):
         on_samples: Stages that were trained on answers which the model had sampled, held as
             recorded.
         curvature: What stood for second derivatives, see :mod:`stagelens.derivatives.products`.
+        horizon: How many steps later within their stage contributions are to the behaviour; None
+            where they are to that of the final model.
         kind: What a training example is shown as; None where the task cannot show any, so that
             every place in a batch stands for itself.
     """
@@ -130,6 +132,7 @@ class ContributionFacts(BaseModel):
     steps_only: dict[str, str] = {}
     on_samples: tuple[str, ...] = ()
     curvature: Curvature = "exact"
+    horizon: int | None = None
     kind: str | None = None
 
 
@@ -195,6 +198,7 @@ def contributions_path(
     ids: Sequence[str],
     since: str,
     curvature: Curvature = USUAL,
+    horizon: int | None = None,
 ) -> Path:
     """Where the answer for these examples is stored, or would be.
 
@@ -205,11 +209,13 @@ def contributions_path(
         ids: Of the examples that are asked about.
         since: The earliest stage of the answer, which reaches from there to the last one.
         curvature: What stands for second derivatives.
+        horizon: See :class:`ContributionFacts`.
     """
     plain = traits(run.file.task.name) is not None and not run.file.task.own
     plain = plain and all(stage.facts.objective is None for stage in run.stages)
     revision = _OF_PLAIN_LOSSES if plain else _CONTRIBUTIONS
-    parts = (revision, run.digest, examples.digest, behaviour, asked_digest(ids), since)
+    within = () if horizon is None else (horizon,)
+    parts = (revision, run.digest, examples.digest, behaviour, asked_digest(ids), since, *within)
     key = digest(*parts, *key_of(curvature))[:32]
     return run.files.inside(f"results/contributions/{key}.parquet")
 
@@ -231,6 +237,7 @@ def load_contributions(
     ids: Sequence[str],
     since: str,
     curvature: Curvature = USUAL,
+    horizon: int | None = None,
 ) -> Stored | None:
     """A stored answer; None where there is none that can be used.
 
@@ -241,8 +248,9 @@ def load_contributions(
         ids: Of the examples that are asked about.
         since: The earliest stage of the answer.
         curvature: What stands for second derivatives.
+        horizon: See :class:`ContributionFacts`.
     """
-    path = contributions_path(run, examples, behaviour, ids, since, curvature)
+    path = contributions_path(run, examples, behaviour, ids, since, curvature, horizon)
     found = fact_tables.read(path, ContributionFacts, COLUMNS)
     if found is None:
         return None
@@ -250,7 +258,7 @@ def load_contributions(
     # A file that was copied to this name is not believed.
     stages = [stage.name for stage in run.stages[run.stage(since).index :]]
     own = (facts.run_digest, facts.set_digest, facts.behaviour.name, facts.count, [*facts.steps])
-    if own != (run.digest, examples.digest, behaviour, len(ids), stages):
+    if (*own, facts.horizon) != (run.digest, examples.digest, behaviour, len(ids), stages, horizon):
         return None
     if facts.curvature != curvature:
         return None

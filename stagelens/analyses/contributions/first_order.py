@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stagelens.contracts import CARRIED, Example, ProgressCallback, Refused, no_progress
-from stagelens.derivatives.adjoint import StepContribution, sweep
+from stagelens.contracts import CARRIED, Example, Progress, ProgressCallback, Refused, no_progress
+from stagelens.derivatives.adjoint import StepContribution, sweep, sweep_within
+from stagelens.derivatives.autodiff import along
 from stagelens.derivatives.batch_norm import ExplicitBatchNorm
 from stagelens.derivatives.curvature import cast
-from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage
+from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage, active_names
 from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run
 
@@ -56,6 +57,7 @@ def contributions(
     spacing: int | None = None,
     progress: ProgressCallback = no_progress,
     since: str | None = None,
+    horizon: int | None = None,
 ) -> Contributions:
     """Contribution of every step of the stages to a behaviour, by one reverse sweep.
 
@@ -69,6 +71,9 @@ def contributions(
         spacing: Steps between two kept states; by default the square root of a stage's steps.
         progress: Called after every step.
         since: The earliest stage that is wanted, where the sweep ends; None for the first.
+        horizon: Ask about the behaviour so many steps later within each stage, where it still
+            trains, in place of that of the final model; see
+            :func:`stagelens.derivatives.adjoint.sweep_within`.
 
     Raises:
         Refused: The behaviour is unknown or has no value, or the run has no derivatives
@@ -83,7 +88,14 @@ def contributions(
         return slopes
 
     # The sweep runs backwards; tables are in training order.
-    found = sweep(run, gradient, options, spacing, with_examples, progress, since)[::-1]
+    if horizon is None:
+        found = sweep(run, gradient, options, spacing, with_examples, progress, since)[::-1]
+    else:
+        last = LinearStage(
+            run, run.last, active_names(run, [run.last]), options or DerivativeOptions()
+        )
+        gradient(last)
+        found = _within(run, behaviour, examples, horizon, options, progress, since)
     steps = pd.DataFrame(
         {
             "stage": [one.stage for one in found],
@@ -94,6 +106,30 @@ def contributions(
     table = _example_table(found) if with_examples else None
     only = {one.stage: one.why for one in found if one.why is not None}
     return Contributions(behaviour, value, steps, table, only)
+
+
+def _within(
+    run: Run,
+    behaviour: str,
+    examples: Sequence[Example],
+    horizon: int,
+    options: DerivativeOptions | None,
+    progress: ProgressCallback,
+    since: str | None,
+) -> list[StepContribution]:
+    """Contributions to the behaviour some steps later in the same stage, in training order."""
+
+    def gradient(own: LinearStage, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return behaviour_gradient(run, own, behaviour, examples, values)[1]
+
+    stages = run.stages if since is None else run.stages[run.stage(since).index :]
+    total, done, overall = sum(stage.steps for stage in stages), 0, Progress(progress)
+    found: list[StepContribution] = []
+    for stage in stages:
+        part = overall.part(done / total, (done + stage.steps) / total)
+        found += sweep_within(run, stage, gradient, horizon, options=options, progress=part)
+        done += stage.steps
+    return found
 
 
 def _example_table(found: Sequence[StepContribution]) -> pd.DataFrame:
@@ -140,11 +176,73 @@ def behaviour_gradient(
     Raises:
         Refused: The task has no such behaviour, or none of the examples has a value.
     """
-    model, loss = last.loss.model, last.loss
-    modes = {name: module.training for name, module in model.named_modules()}
-    x = loss.place(last.end.values if values is None else values)
+    x = last.loss.place(last.end.values if values is None else values)
     total: list[Tensor] = [torch.zeros_like(t) for t in x]
     value, count = 0.0, 0
+    for measured in _measured(run, last, behaviour, examples):
+        kept = measured[~measured.isnan()]
+        if kept.numel() == 0:
+            continue
+        # Sums, divided at the end: batches differ in how many examples have a value.
+        slopes = torch.autograd.grad(kept.sum(), x, allow_unused=True, materialize_grads=True)
+        total = [a + b for a, b in zip(total, slopes, strict=True)]
+        value, count = value + float(kept.detach().sum()), count + kept.numel()
+    if not count:
+        raise _no_value(behaviour, examples)
+    return value / count, {n: t / count for n, t in zip(last.loss.names, total, strict=True)}
+
+
+def behaviour_along(
+    run: Run,
+    own: LinearStage,
+    behaviour: str,
+    examples: Sequence[Example],
+    values: Mapping[str, Tensor],
+    direction: Mapping[str, Tensor] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """``(y, grad y . v)`` of every example, in evaluation mode; (N,) each, NaN without a value.
+
+    Args:
+        run: The run.
+        own: The stage whose model is used, as by :func:`behaviour_gradient`.
+        behaviour: Name of y.
+        examples: N of them.
+        values: Parameters and buffers of the model.
+        direction: v, by name; None for y alone, with zeros beside it.
+
+    Raises:
+        Refused: The task has no such behaviour, or none of the examples has a value.
+    """
+    x = own.loss.place(values)
+    found, slopes = [], []
+    for measured in _measured(run, own, behaviour, examples):
+        found.append(measured.detach().double().cpu().numpy())
+        pushed = torch.zeros_like(measured)
+        if direction is not None:
+            v = [direction[name] for name in own.loss.names]
+            (pushed,) = along([torch.nan_to_num(measured)], x, v)
+        slopes.append(pushed.double().cpu().numpy())
+    all_found = np.concatenate(found)
+    if not (direction is None or np.isfinite(all_found).any()):
+        raise _no_value(behaviour, examples)
+    return all_found, np.concatenate(slopes)
+
+
+def _no_value(behaviour: str, examples: Sequence[Example]) -> Refused:
+    return Refused(
+        f"none of the {len(examples)} examples has a {behaviour}; give examples with labels"
+    )
+
+
+def _measured(
+    run: Run, last: LinearStage, behaviour: str, examples: Sequence[Example]
+) -> Iterator[Tensor]:
+    """The behaviour of the examples, batch by batch, by the values that were placed; with a graph.
+
+    The model is in evaluation mode between batches, and then left in the modes it was in.
+    """
+    model, loss = last.loss.model, last.loss
+    modes = {name: module.training for name, module in model.named_modules()}
     model.eval()
     try:
         for first in range(0, len(examples), _BATCH):
@@ -158,19 +256,8 @@ def behaviour_gradient(
             if behaviour not in measured:
                 known = ", ".join(measured)
                 raise Refused(f"the task has no behaviour {behaviour!r}; use one of {known}")
-            kept = measured[behaviour][~measured[behaviour].isnan()]
-            if kept.numel() == 0:
-                continue
-            # Sums, divided at the end: batches differ in how many examples have a value.
-            slopes = torch.autograd.grad(kept.sum(), x, allow_unused=True, materialize_grads=True)
-            total = [a + b for a, b in zip(total, slopes, strict=True)]
-            value, count = value + float(kept.detach().sum()), count + kept.numel()
+            yield measured[behaviour]
     finally:
         for name, module in model.named_modules():
             # Not model.train(): a stage may have frozen some modules in evaluation mode.
             module.training = modes[name]
-    if not count:
-        raise Refused(
-            f"none of the {len(examples)} examples has a {behaviour}; give examples with labels"
-        )
-    return value / count, {n: t / count for n, t in zip(loss.names, total, strict=True)}

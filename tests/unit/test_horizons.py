@@ -1,0 +1,161 @@
+"""How far ahead first order holds: expected errors against replays, stored and told."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import stagelens
+from stagelens.analyses.contributions import horizons as computing
+from stagelens.analyses.contributions.computing import contribute
+from stagelens.analyses.contributions.contribution_table import Question, load_contributions
+from stagelens.analyses.contributions.horizon_table import (
+    Horizons,
+    load_horizons,
+    sentence,
+    within_sentence,
+)
+from stagelens.analyses.contributions.horizons import horizons, stretches
+from stagelens.contracts import Refused
+from stagelens.derivatives.windows import Window
+from stagelens.measuring.models import measure
+from stagelens.replaying.left_out import replay_without_rows
+from stagelens.runs.run import Run
+from stagelens.runs.training_rows import training_rows
+from tests.support import small_runs
+from tests.support.small_runs import Optimizer, Phase, record
+from tests.unit.conftest import Command
+
+ALL = Question()
+
+
+def _sgd(rate: float) -> Optimizer:
+    return lambda groups: torch.optim.SGD(groups, rate, momentum=0.9)
+
+
+def _made(folder: Path, rate: float) -> Run:
+    path, task = folder / "run", small_runs.make_task("cnn")
+    record(path, "cnn", [Phase(name, _sgd(rate), 12) for name in ("first", "second")])
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4), dtype=np.uint8)
+    with closing(stagelens.Recorder(path, resume=True, task=task)) as recorder:
+        recorder.add_set("test", images=images, labels=["a", "b", "c"] * 4)
+    return stagelens.open_run(path, task)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return _made(tmp_path_factory.mktemp("horizons"), 0.05)
+
+
+def test_stretches_cover_a_stage_at_every_horizon_and_the_rest_of_the_run() -> None:
+    found = stretches(160, [50, 90])
+    assert found[-1] == Window(0, None) and Window(0, 160) in found
+    lengths = [window.end - window.begin for window in found[:-1] if window.end is not None]
+    assert sorted(set(lengths)) == [1, 2, 5, 16, 51, 160]
+    assert lengths.count(51) == 3 and lengths.count(160) == 1
+    for window in found[:-1]:
+        assert window.end is not None and 0 <= window.begin < window.end <= 160
+        assert any(window.begin <= step < window.end for step in (50, 90))
+    assert stretches(1, [0]) == [Window(0, 1), Window(0, None)]
+
+
+def _by_replay(run: Run, share: float) -> np.ndarray:
+    """Effects of the same examples on the margin of the final model."""
+    stage = run.stage("first")
+    rows = training_rows(run, stage)
+    names = rows.table["example_id"].to_numpy()
+    count = round(share * len(names))
+    chosen = np.random.default_rng(0).choice(names, count, replace=False)
+    places = rows.places([str(each) for each in chosen])
+    without = replay_without_rows(run, stage, places, "kept").state.model
+    examples = run.evaluation_set("test").examples()
+    model = run.task.build_model(run.last.facts.build_config)
+    states = [run.last.end().model, without]
+    now, then = measure(run.task, model, states, [list(examples)], len(examples))
+    return np.asarray(now.values["margin"] - then.values["margin"])
+
+
+def test_the_expected_error_of_the_whole_is_that_of_a_replay(run: Run) -> None:
+    found = horizons(run, run.stage("first"), "test", ALL, "margin", 0.2)
+    true = _by_replay(run, 0.2)
+    last = found.table.iloc[-1]
+    assert pd.isna(last["horizon"]) and found.table["horizon"].dropna().is_monotonic_increasing
+    missed = abs(true.mean() - last["first_order"])
+    assert abs(true.mean() - last["first_order"] - last["neglected"]) < 0.3 * missed
+    assert 0.01 < found.whole < 1
+    # A step by itself leaves the curvature of the behaviour alone.
+    assert found.table["expected_error"].iloc[0] < 0.1 * found.whole
+
+
+def test_it_is_stored_and_not_believed_elsewhere(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = horizons(run, run.stage("second"), "test", ALL, "margin")
+    monkeypatch.setattr(computing, "follow", None)
+    again = horizons(run, run.stage("second"), "test", ALL, "margin")
+    pd.testing.assert_frame_equal(again.table, found.table)
+    assert again.facts == found.facts and found.facts.left_out == 7
+    examples = run.evaluation_set("test")
+    ids = ALL.of(examples)
+    assert load_horizons(run, examples, "margin", ids[1:], run.stage("second")) is None
+    assert load_horizons(run, examples, "loss", ids, run.stage("second")) is None
+    with pytest.raises(Refused, match="no behaviour 'fame'"):
+        horizons(run, run.stage("second"), "test", ALL, "fame")
+
+
+def _told(found: Horizons, *errors: float) -> Horizons:
+    rows = found.table.iloc[[0] * len(errors)].reset_index(drop=True)
+    rows["horizon"] = pd.array([10**n for n in range(len(errors) - 1)] + [None], dtype="Int64")
+    return replace(found, table=rows.assign(expected_error=errors))
+
+
+def test_what_is_said_of_it(run: Run) -> None:
+    found = horizons(run, run.stage("second"), "test", ALL, "margin")
+    fine = _told(found, 0.001, 0.02, 0.2)
+    assert sentence(fine).endswith(
+        "a second-order term of about 20 % of the effect on the final model."
+    )
+    near = _told(found, 0.001, 0.02, 0.9, 30.0)
+    assert near.furthest() == 10
+    assert "of over 10 times the effect on" in sentence(near)
+    assert sentence(near).endswith(
+        "beyond first order. It holds for the effect 10 steps later (about 2 %)."
+    )
+    assert "not even of the next step; use replay" in sentence(_told(found, 2.0, 3.0))
+    assert "about 90 % of the effect 20 steps later" in within_sentence(near, 20)
+    assert near.at(1) == 0.001 and near.at(5000) == 30.0
+
+
+def test_contributions_within_a_horizon(run: Run) -> None:
+    whole = contribute(run, "test", ALL, "margin", since="second")
+    near = contribute(run, "test", ALL, "margin", since="second", horizon=2)
+    far = contribute(run, "test", ALL, "margin", since="second", horizon=100)
+    assert (whole.facts.horizon, near.facts.horizon) == (None, 2)
+    assert near.facts.value == pytest.approx(whole.facts.value)
+    # From the length of the last stage on, the horizon is its end, and that is the final model.
+    for part in ("step", "example"):
+        np.testing.assert_allclose(far.part(part)["value"], whole.part(part)["value"], atol=1e-12)
+    assert (near.part("step")["value"] - whole.part("step")["value"]).abs().max() > 1e-6
+    examples = run.evaluation_set("test")
+    stored = load_contributions(run, examples, "margin", ALL.of(examples), "second", horizon=2)
+    assert stored is not None and stored.facts == near.facts
+
+
+@pytest.mark.slow
+def test_by_the_command(copied: Path, command: Command) -> None:
+    told = command("horizon", copied, "--set", "test", "--stage", "adapt", "--group", "label=4")
+    assert told.status == 0, told.err
+    assert "first order neglects a second-order term of" in told.out
+    assert "final model" in told.out and "steps later" in told.out
+    asked = ("contributions", copied, "--set", "test", "--group", "label=4", "--since", "adapt")
+    near = command(*asked, "--horizon", "3")
+    assert "3 steps later" in near.out and "no effect of the stage" in near.out
+    assert "the effect 3 steps later, and of" in near.out
+    whole = command(*asked)
+    assert "first order neglects a second-order term of" in whole.out
+    wrong = command("horizon", copied, "--stage", "adapt", "--share", "1")
+    assert wrong.status == 1 and "--share 1 is no share" in wrong.err
