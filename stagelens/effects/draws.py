@@ -154,6 +154,17 @@ class DrawInterval:
         """Whether it leaves out zero; never so where there is none."""
         return self.low > 0 or self.high < 0
 
+    @property
+    def single(self) -> float:
+        """How far one more training may be from the mean, 95 %; NaN where it is not known.
+
+        A prediction interval reaches further than that of the mean, however many draws there are.
+        The recorded run should be nearer yet: draws with other data have its data in their middle.
+        """
+        if not self.low < self.high:
+            return math.nan
+        return t_quantile(self.draws - 1) * self.sd * math.sqrt(1 + 1 / self.draws)
+
 
 def interval_over_draws(
     values: Sequence[float] | np.ndarray,
@@ -282,4 +293,5 @@ def columns_of(found: DrawInterval | None, drawn: DrawnEffects | None) -> dict[s
     if found is None or drawn is None:
         return {"drawn": None}
     ends = {"draw_low": found.low, "draw_high": found.high, "draw_sd": found.sd}
+    ends |= {"draw_single": found.single}
     return {"draw_effect": found.mean, **ends, "drawn": drawn.counted(found.draws)}

@@ -44,6 +44,7 @@ SUMMARY_COLUMNS = (
     "draw_low",
     "draw_high",
     "draw_sd",
+    "draw_single",
     "drawn",
 )
 """Columns of :func:`stage_summary`; ``group`` is null in rows over all examples."""
@@ -174,9 +175,10 @@ def stage_summary(
         the standard deviation of the mean effect over orders (NaN: not known), ``within_noise``
         whether the mean effect is less than two of these (NA: not known). ``draw_effect`` is the
         mean over draws of the mean effect, from ``draw_low`` to ``draw_high`` its 95 % interval
-        over them and ``draw_sd`` its standard deviation (NaN: not known), ``drawn`` says how many
-        of what there are, as ``8 redraws``. Where there is such an interval, ``within_noise`` is
-        whether it holds zero. A refused stage keeps its row, with NaN.
+        over them, ``draw_sd`` its standard deviation and ``draw_single`` how far one more training
+        may be from the mean, 95 % (NaN: not known); ``drawn`` says how many of what there are, as
+        ``8 redraws``. Where there is such an interval, ``within_noise`` is whether it holds zero.
+        A refused stage keeps its row, with NaN.
     """
     return stage_summaries([table], behaviour, stages, [by], orders, draws)[0]
 

@@ -103,6 +103,33 @@ def over_draws(row: Mapping[str, Any]) -> Interval | None:
     return Interval(low, high, 0.0, 0.0, drawn=str(row["drawn"]))
 
 
+def beside_draws(
+    effect: float, mean: float, low: float, high: float, single: float, behaviour: Behaviour
+) -> str:
+    """What an effect of one run has to do with an interval over draws that it lies outside of.
+
+    The interval is of the recipe's mean, and single trainings scatter around that: an effect of one
+    of them outside of it is nothing odd. It is unusual where it is further away than one more
+    training would be.
+
+    Args:
+        effect: Of the run.
+        mean: Over draws.
+        low: Lower end of the mean's interval.
+        high: Its upper end.
+        single: How far one more training may be from the mean; NaN where it is not known.
+        behaviour: Of the effects.
+
+    Returns:
+        The end of a sentence; empty within the interval, or where one of the numbers is not known.
+    """
+    if low <= effect <= high or not np.isfinite([effect, mean, low, high, single]).all():
+        return ""
+    verdict = "as this one does" if abs(effect - mean) <= single else "so this one is unusual"
+    reach = amount_text(single, behaviour)
+    return f"; single trainings differ from that by up to {reach} (95 %), {verdict}"
+
+
 def draws_hold_zero(row: Mapping[str, Any]) -> str:
     """Over what draws the interval of an effect holds zero, as ``8 redraws``; empty if none does.
 

@@ -189,11 +189,21 @@ def over_draws(
             return (Part(f" over {row['drawn']} ({count})"),)
         return (Part(f", 95 %: {_ends(low, high, behaviour)} over {row['drawn']} ({count})"),)
     unsure = ", so it is not known to come again" * bool(intervals.draws_hold_zero(row))
+    effect, mean = float(row["effect"]), float(row["draw_effect"])
+    single = float(row.get("draw_single", np.nan))
+    apart = intervals.beside_draws(effect, mean, low, high, single, behaviour)
+    # Another centre than this run's number is told where the interval does not show it.
+    centre = f" {_way(mean, behaviour)} on average" if apart else ""
     return (
         *_in_this_run(behaviour, count, trust),
-        Part("; of this recipe, 95 %: "),
-        Part(f"{_ends(low, high, behaviour, way=True)} over {row['drawn']}{unsure}"),
+        Part(f"; of this recipe{centre}, 95 %: "),
+        Part(f"{_ends(low, high, behaviour, way=True)} over {row['drawn']}{unsure}{apart}"),
     )
+
+
+def _way(effect: float, behaviour: Behaviour) -> str:
+    """An amount from the side of the counterfactual: ``0.41 lower``."""
+    return f"{amount_text(abs(effect), behaviour)} {'lower' if effect > 0 else 'higher'}"
 
 
 def _in_this_run(behaviour: Behaviour, count: str, trust: StageTrust | None) -> tuple[Part, ...]:
@@ -220,10 +230,9 @@ def _alike(
     effect, every = float(row["effect"]), float(row["draw_effect"])
     if np.isclose(effect, every, rtol=1e-9):
         return (Part(f", the same in each of {row['drawn']} ({count})"),)
-    way = "lower" if every > 0 else "higher"
     return (
         *_in_this_run(behaviour, count, trust),
-        Part(f"; {amount_text(abs(every), behaviour)} {way} in each of {row['drawn']}"),
+        Part(f"; {_way(every, behaviour)} in each of {row['drawn']}"),
     )
 
 

@@ -272,6 +272,29 @@ def test_a_mean_over_draws_has_its_interval_at_once(
     assert " in this run (● exact, by replay; 30 images); of this recipe, " in str(sealed)
 
 
+@pytest.mark.parametrize(
+    ("effect", "said"),
+    [
+        (4.9, "of this recipe, 95 %: 1.43 to 4.95 lower over 6 redraws."),
+        (
+            6.04,
+            "of this recipe 3.19 lower on average, 95 %: 1.43 to 4.95 lower over 6 redraws; single "
+            "trainings differ from that by up to 5.38 (95 %), as this one does.",
+        ),
+        (
+            -2.5,
+            "of this recipe 3.19 lower on average, 95 %: 1.43 to 4.95 lower over 6 redraws; single "
+            "trainings differ from that by up to 5.38 (95 %), so this one is unusual.",
+        ),
+    ],
+)
+def test_an_effect_outside_of_the_interval_over_draws_says_why(effect: float, said: str) -> None:
+    """The interval is of the mean, around which single trainings scatter."""
+    row = {"stage": "s", "group": None, "effect": effect, "n": 42, "draw_effect": 3.19}
+    row |= {"draw_low": 1.43, "draw_high": 4.95, "draw_single": 5.38, "drawn": "6 redraws"}
+    assert str(sentences.mean_sentence(row, LOSS, "text", None)).endswith(said)
+
+
 @pytest.mark.parametrize(("effect", "way"), [(-0.25, "higher"), (0.25, "lower")])
 def test_what_was_the_same_in_every_draw_is_said_so(effect: float, way: str) -> None:
     row = {"stage": "s", "group": None, "effect": effect, "n": 30, "draw_effect": effect}

@@ -22,6 +22,7 @@ from stagelens.effects.headlines import FEWEST
 from stagelens.effects.summary import of_behaviour, rms_effects, stage_summary
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.sets.clusters import CLUSTER
+from stagelens.wording.intervals import beside_draws
 from stagelens.wording.numbers import amount_text, phrase, signed_text
 from stagelens.wording.quantiles import LEVEL
 from stagelens.wording.sentences import Part, Sentence, slice_parts, would_be
@@ -267,8 +268,12 @@ def difference_sentence(
     if found.over_draws is not None:
         over = found.over_draws.low, found.over_draws.high
         low, high = (signed_text(end, behaviour, unit=False) for end in over)
-        noise = f"; of this recipe, 95 %: {low} to {high} over {found.drawn}"
+        drawn = found.over_draws
+        apart = beside_draws(found.size, drawn.mean, drawn.low, drawn.high, drawn.single, behaviour)
+        centre = f" {signed_text(drawn.mean, behaviour, unit=False)} on average" if apart else ""
+        noise = f"; of this recipe{centre}, 95 %: {low} to {high} over {found.drawn}"
         noise += ", which holds zero, so not a finding" if found.within_noise else ""
+        noise += apart
     return Sentence(
         (
             Part("Without "),

@@ -136,4 +136,7 @@ def _again(row: Mapping[str, Any], behaviour: Behaviour) -> str:
         return " in this run; of its recipe the interval holds zero"
     least, most = sorted((abs(low), abs(high)))
     sizes = f"{amount_text(least, behaviour, unit=False)} to {amount_text(most, behaviour)}"
-    return f" in this run; of its recipe {sizes}, 95 %"
+    effect, mean = float(row["effect"]), float(row["draw_effect"])
+    outside = not low <= effect <= high
+    centre = f"{amount_text(abs(mean), behaviour)} on average, " if outside else ""
+    return f" in this run; of its recipe {centre}{sizes}, 95 %"
