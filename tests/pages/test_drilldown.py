@@ -13,7 +13,9 @@ from streamlit.testing.v1 import AppTest
 
 from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import Question, Stored
+from stagelens.analyses.contributions.horizon_table import SHARE, HorizonFacts, horizons_path
 from stagelens.effects.results import load_result
+from stagelens.runs import fact_tables
 from stagelens.runs.run import open_run
 from stagelens.ui.server import jobs
 from stagelens.wording.numbers import signed_text
@@ -88,6 +90,33 @@ def test_steps_are_held_against_the_stages_effect(
     bars = next(trace for trace in steps["data"] if trace["type"] == "bar")
     assert len(bars["customdata"]) == 42
     assert "after step 11 of mislabelled: " in observed["alt"]  # a checkpoint
+    assert [b.label for b in app.button].count("Estimate how far it holds") == 1
+
+
+def test_how_far_first_order_holds(open_page, asked: tuple[Path, Stored], hurt: str) -> None:
+    path, found = asked
+    run = open_run(path)
+    examples, facts = run.evaluation_set("mixed-up"), found.facts
+    errors = [0.01, 0.04, 0.3, 3.0]
+    table = pd.DataFrame(
+        {"horizon": pd.array([1, 4, 42, None], dtype="Int64"), "windows": 1, "first_order": 0.1,
+         "neglected": 0.01, "expected_error": errors, "gradients": 10.0}
+    )  # fmt: skip
+    told = HorizonFacts(
+        run_digest=facts.run_digest, set_digest=facts.set_digest, stage="mislabelled", count=1,
+        behaviour=facts.behaviour, share=SHARE, left_out=20, steps=42, later=15, seconds=1.0,
+    )  # fmt: skip
+    place = horizons_path(run, examples, "margin", [hurt], "mislabelled", SHARE)
+    fact_tables.write(place, table, told)
+    link = f"{LINK}&example={hurt}&within=mislabelled"
+    app = check(open_page(path.parent, f"{link}&look=When", PAGE))
+    curve = figures(app)[-1]
+    assert curve["alt"].endswith("42 steps later: about 30 %; the final model: about 300 %.")
+    assert curve["data"][0]["marker"]["symbol"] == ["square"] * 3 + ["diamond-open"]
+    for look in ("When", "Which+data"):
+        warned = check(open_page(path.parent, f"{link}&look={look}", PAGE)).warning
+        beyond = [str(each.value) for each in warned if "first order neglects" in str(each.value)]
+        assert len(beyond) == 1 and "holds for the effect 42 steps later" in beyond[0]
 
 
 def test_the_training_examples_that_helped_and_hurt_are_shown(

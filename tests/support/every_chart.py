@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 
 from stagelens import charts
+from stagelens.analyses.contributions.horizon_table import HorizonFacts, Horizons
 from stagelens.analyses.shares.pairs import pairs_of
 from stagelens.analyses.shares.share_table import SHARE, shares_of
 from stagelens.charts.alluvial import alluvial
 from stagelens.charts.calibration import OwnEstimate, calibration_plot
 from stagelens.charts.comparison import effect_against_effect
+from stagelens.charts.expected_errors import expected_error_curve
 from stagelens.charts.groups import class_errors, group_gaps
 from stagelens.charts.places import patch_map
 from stagelens.charts.removal import (
@@ -28,6 +30,7 @@ from stagelens.charts.style import EITHER, Chart
 from stagelens.charts.trust import agreement
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.groups import group_metrics
+from stagelens.effects.results import BehaviourFacts
 from stagelens.effects.summary import stage_summary
 from stagelens.trust.comparing import Side, compare_effects
 from tests.support.calibration_bench import bench_points
@@ -171,6 +174,19 @@ def _horizons() -> Chart:
     return horizon_curve(rows, 4, LOSS, EITHER)
 
 
+def _expected_errors() -> Chart:
+    facts = HorizonFacts(
+        run_digest="", set_digest="", stage="shortcut", count=3, behaviour=BehaviourFacts.of(LOSS),
+        share=0.1, left_out=20, steps=40, later=15, seconds=1.0,
+    )  # fmt: skip
+    rows = pd.DataFrame(
+        {"horizon": pd.array([1, 4, 13, 40, None], dtype="Int64"), "windows": 1,
+         "first_order": 0.1, "neglected": 0.01, "expected_error": [0.02, 0.1, 0.4, 0.7, 20.0],
+         "gradients": 10.0}
+    )  # fmt: skip
+    return expected_error_curve(Horizons(facts, rows), EITHER)
+
+
 EVERY: dict[str, Callable[[], Chart]] = {
     "agreement": _agreement,
     "alluvial": lambda: alluvial(
@@ -183,6 +199,7 @@ EVERY: dict[str, Callable[[], Chart]] = {
     "credit_and_blame": lambda: charts.credit_and_blame(_means(), LOSS, TRUST, EITHER),
     "effect_against_effect": _comparison,
     "example_effects": lambda: charts.example_effects(_effects(), MARGIN, TRUST, EITHER),
+    "expected_error_curve": _expected_errors,
     "group_accuracy": _accuracy,
     "group_gaps": _gaps,
     "horizon_curve": _horizons,

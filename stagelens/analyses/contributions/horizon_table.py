@@ -79,6 +79,11 @@ class Horizons:
         """The expected error of the effect on the final model."""
         return float(self.table["expected_error"].iloc[-1])
 
+    @property
+    def holds(self) -> bool:
+        """Whether first order is of use up to the final model."""
+        return self.whole <= HOLDS_BELOW
+
     def at(self, horizon: int) -> float:
         """The expected error of the next horizon that was looked at, from this one on."""
         later = self.table[self.table["horizon"] >= horizon]
@@ -119,7 +124,7 @@ def sentence(found: Horizons) -> str:
         f"{_without(found.facts)}, first order neglects a second-order term of "
         f"{_of(whole)} the effect on the final model"
     )
-    if whole <= HOLDS_BELOW:
+    if found.holds:
         return f"{said}."
     if furthest is None:
         return f"{said}: first order says nothing here, not even of the next step; use replay."

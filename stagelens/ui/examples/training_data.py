@@ -18,7 +18,7 @@ from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.numbers import count_text
 from stagelens.wording.signs import POSITIVE_IS, gain, gain_text
 
-from . import contributions
+from . import contributions, expected_errors
 from .contributions import Asked
 from .without_data import without_data_section
 
@@ -51,6 +51,7 @@ def training_data_tab(
         without_data_section(workspace, asked, found, pd.Series(dtype=bool))
         return
     contributions.first_order(found, asked)
+    expected_errors.said(workspace, asked)
     rows = found.part("example", asked.stage)
     whole = _whole(found, asked.stage)
     _parts(found, asked, rows, whole)

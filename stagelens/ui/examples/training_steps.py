@@ -21,6 +21,7 @@ from stagelens.wording.numbers import phrase
 
 from . import contributions
 from .contributions import Asked
+from .expected_errors import expected_errors_section
 
 
 def training_steps_tab(
@@ -65,6 +66,7 @@ def training_steps_tab(
         "orange: worse; grey where the steps add up to the opposite sign of the stage's effect.",
         muted=True,
     )
+    expected_errors_section(workspace, asked)
 
 
 def _observed(workspace: Workspace, asked: Asked, found: Stored | None) -> None:

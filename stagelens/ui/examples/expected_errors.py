@@ -1,0 +1,112 @@
+"""How far ahead first order holds for a stage: the stored answer as a curve, or the way to it."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from stagelens import charts
+from stagelens.analyses.contributions.durations import horizons_seconds
+from stagelens.analyses.contributions.horizon_table import (
+    SHARE,
+    Horizons,
+    horizons_path,
+    load_horizons,
+    sentence,
+)
+from stagelens.charts.expected_errors import expected_error_curve
+from stagelens.estimators.durations import paces
+from stagelens.report.provenance import FIRST_ORDER
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, drawing, job_progress
+from stagelens.ui.pieces.pinning import About
+from stagelens.ui.server import jobs, settings
+from stagelens.wording import numbers
+from stagelens.wording.numbers import phrase
+
+from .contributions import Asked, impossible
+
+
+def stored_horizons(workspace: Workspace, asked: Asked) -> Horizons | None:
+    """The stored answer to the question that the tab is about."""
+    path = horizons_path(
+        *(workspace.run, workspace.examples, asked.behaviour.name, asked.ids, asked.stage, SHARE)
+    )
+    return _load(str(path), path.stat().st_mtime_ns, workspace, asked) if path.exists() else None
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _load(path: str, stamp: int, _workspace: Workspace, _asked: Asked) -> Horizons | None:
+    # The path says what was asked. A file that is written again is read again, by its stamp.
+    run, stage = _workspace.run, _workspace.run.stage(_asked.stage)
+    return load_horizons(run, _workspace.examples, _asked.behaviour.name, _asked.ids, stage)
+
+
+def said(workspace: Workspace, asked: Asked) -> None:
+    """How far first order holds in a sentence, where it is known."""
+    found = stored_horizons(workspace, asked)
+    if found is not None and found.holds:
+        components.text_block(sentence(found))
+    elif found is not None:
+        st.warning(components.plain(sentence(found)), icon=":material/warning:")
+
+
+def expected_errors_section(workspace: Workspace, asked: Asked) -> None:
+    """The curve of expected errors, or a button that has it computed."""
+    st.subheader("How far first order holds", anchor=False)
+    found = stored_horizons(workspace, asked)
+    if found is None:
+        _offer(workspace, asked)
+        return
+    said(workspace, asked)
+    chart = drawing.chart(expected_error_curve, found, charts.EITHER)
+    about = About(
+        title=f"How far first order holds in {asked.stage}, {asked.about}",
+        behaviour=asked.behaviour.name,
+        estimator=FIRST_ORDER,
+        trust=(),
+        filters=asked.filters,
+    )
+    components.show(chart, "expected-errors", about)
+    components.text_block(
+        f"Estimated without a replay: a random {found.facts.share:.0%} of the stage's training "
+        f"examples ({found.facts.left_out:,}) left out of stretches of its steps, first order "
+        "against the second-order term that it neglects, over the effect with it. To ask about the "
+        "model some steps later: stagelens contributions with --horizon.",
+        muted=True,
+    )
+
+
+def _offer(workspace: Workspace, asked: Asked) -> None:
+    if impossible(workspace, asked) is not None:
+        components.text_block("Not known.", muted=True)
+        return
+    arguments = (
+        *("horizon", *workspace.at.words, "--set", workspace.examples.name),
+        *("--behaviour", asked.behaviour.name, "--stage", asked.stage, *asked.options),
+    )
+    known = paces(workspace.run)
+    since = known.stages[workspace.stages.index(asked.stage) :]
+    with st.container(border=True):
+        if job_progress.job_state(arguments, "Try again"):
+            return
+        seconds = horizons_seconds(since)
+        took = ""
+        if seconds is not None:
+            present = known.at_present(seconds, jobs.running())
+            took = f" Predicted: {numbers.predicted_time(present)}."
+        components.text_block(
+            f"By how much first order of {asked.stage} is expected to be off on the "
+            f"{phrase(asked.behaviour)} of {asked.about}, a step later, more steps later, and for "
+            f"the final model, estimated without a replay.{took}"
+        )
+        st.button(
+            "Estimate how far it holds",
+            disabled=settings.read_only(),
+            icon=":material/ssid_chart:",
+            key="expected-errors-job",
+            on_click=job_progress.begin,
+            args=(arguments, "The estimate of how far first order holds"),
+            help=settings.READ_ONLY
+            if settings.read_only()
+            else "Runs in the background: python -m stagelens horizon.",
+        )
