@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 import pandas as pd
 import typer
-from rich.console import Console
 
-from stagelens.contracts import ACCURACY, Behaviour, Progress, StageLensError
-from stagelens.effects.draws import FEWEST, NAMES, DrawnEffects, Kind, likely_draws
-from stagelens.estimators.stage_trust import is_ground_truth
+from stagelens.contracts import ACCURACY, Progress, StageLensError
+from stagelens.effects.draws import FEWEST, DrawnEffects, Kind, likely_draws
 from stagelens.runs.files import check_changeable
 from stagelens.runs.run import Run
 from stagelens.trust.drawn_coalitions import DrawnCoalitions
-from stagelens.wording.numbers import signed_text
 
 from . import drawn_sharing
 from .drawn_sharing import DrawsCost
+from .drawn_tables import drawn_rows, print_drawn
 from .given_data import DatasetOption
 from .options import (
     DeviceOption,
@@ -36,7 +33,7 @@ from .options import (
     opened_with,
     own_file,
 )
-from .terminal import Reporter, Table, say
+from .terminal import Reporter, say
 
 commands = typer.Typer()
 
@@ -102,6 +99,15 @@ def draws(
             "shares of the recipe.",
         ),
     ] = False,
+    answers: Annotated[
+        bool,
+        typer.Option(
+            "--answers",
+            help="Have the models of every draw answer prompts too, of sets that have scores by "
+            "stagelens answer, and score what they say: intervals over draws for scores. Draws "
+            "that were made without are trained once more.",
+        ),
+    ] = False,
     runs: Annotated[
         list[str] | None,
         typer.Option(
@@ -140,6 +146,11 @@ def draws(
             "--width, whose pilot says how many are needed"
         )
     kind = _kind(same_data, given_earlier, runs, width, number)
+    if answers and (runs or cost_only):
+        raise StageLensError(
+            "--answers is of models that are trained here: leave out --draws; and what answers "
+            "cost is not known beforehand, so leave out --cost"
+        )
     if shares:
         drawn_sharing.check_options(given_earlier, runs, width, stage)
     with Reporter(own_file(progress)).running() as report:
@@ -147,6 +158,8 @@ def draws(
         _ = opened.last
         chosen = _sets(opened, set_names or [], all_sets)
         names = [s.name for s in drawing.left_out(opened, stage or None, kind)]
+        if answers:
+            _tell_scores(opened, chosen)
         if cost_only:
             _say_cost(opened, names, number, kind, chosen, shares, as_json)
             return
@@ -161,7 +174,9 @@ def draws(
             if shares:
                 whole = drawn_sharing.measured(opened, chosen, number, kind, report)
             _tell_cost(opened, names, number, kind, chosen)
-            drawn = drawing.measure_on_sets(opened, chosen, number, report, names, kind)
+            drawn = drawing.measure_on_sets(
+                opened, chosen, number, report, names, kind, answers=answers
+            )
             if width is not None:
                 needed = max(
                     _needed(opened, each, behaviour, width, number, most, names)
@@ -176,15 +191,15 @@ def draws(
                 )
                 _tell_cost(opened, names, needed, kind, chosen)
                 drawn = drawing.measure_on_sets(
-                    opened, chosen, needed, report, names, kind, pilot=number
+                    opened, chosen, needed, report, names, kind, number, answers
                 )
-    rows = {name: _rows(opened, name, each, names) for name, each in drawn.items()}
+    rows = {name: drawn_rows(opened, name, each, names) for name, each in drawn.items()}
     if as_json:
         blocks = [*rows.values(), *drawn_sharing.rows_of(whole)]
         say(pd.concat(blocks).to_json(orient="records", indent=1))
         return
     for name, each in drawn.items():
-        _print(opened, name, each, rows[name])
+        print_drawn(opened, name, each, rows[name])
     drawn_sharing.print_shares(whole)
 
 
@@ -196,6 +211,25 @@ def _sets(run: Run, given: Sequence[str], every: bool) -> list[str]:
         return list(run.set_names)
     found = [run.evaluation_set(name) for name in given] or [run.evaluation_set()]
     return list(dict.fromkeys(each.name for each in found))
+
+
+def _tell_scores(run: Run, set_names: Sequence[str]) -> None:
+    """Say which scores models of draws cannot be given.
+
+    Raises:
+        StageLensError: They can be given none.
+    """
+    from stagelens.effects.scoring_again import own_scores
+
+    found = {name: own_scores(run, name) for name in set_names}
+    for set_name, scores in found.items():
+        for name, why in scores.left_out.items():
+            say(f"{name} of set {set_name!r} is not drawn: {why}.", err=True)
+    if not any(scores.found for scores in found.values()):
+        raise StageLensError(
+            "--answers: no set that was asked for has scores that further models can be given; "
+            f"have the run's own scored first: stagelens answer {run.path} --scorer ..."
+        )
 
 
 def _kind(
@@ -303,75 +337,3 @@ def _check_needed(needed: int, most: int, width: float, behaviour: str) -> None:
             f"intervals of {width:g} on the {behaviour} need {needed:,} draws; ask for a wider "
             f"one, or allow that many with --at-most {needed} (the pilot is stored)"
         )
-
-
-def _rows(run: Run, set_name: str, drawn: DrawnEffects, names: list[str]) -> pd.DataFrame:
-    """One row per stage and behaviour: the mean over draws, its interval, and the recorded run."""
-    from stagelens.effects.summary import with_accuracy
-    from stagelens.trust.estimates import best_result
-
-    try:
-        known = best_result(run, set_name, names)
-        best = with_accuracy(known.table)
-        # Beside draws that were trained, an estimate would be read as what happened.
-        sure = {one.stage for one in known.facts.stages if is_ground_truth(one)}
-        best = best[best["stage"].isin(sure)]
-        recorded = best.groupby(["stage", "behaviour"], observed=True)["effect"].mean().to_dict()
-    except StageLensError:  # no effect of this run is stored
-        recorded = {}
-    means = drawn.table.groupby(["stage", "behaviour", "draw"], sort=False)["effect"].mean()
-    spread = drawn.table.groupby(["stage", "behaviour", "example_id"])["effect"].std()
-    rows = []
-    for (stage, behaviour), values in means.groupby(level=["stage", "behaviour"], sort=False):
-        # Without a value on any example, as of texts without a label, there is nothing to tell.
-        if stage not in names or values.isna().all():
-            continue
-        found = drawn.interval(values.to_numpy())
-        rows.append(
-            {
-                "set": set_name,
-                "stage": stage,
-                "behaviour": behaviour,
-                "drawn": NAMES[drawn.kind],
-                "draws": found.draws,
-                "in_this_run": recorded.get((stage, behaviour)),
-                "mean": found.mean,
-                "low": found.low,
-                "high": found.high,
-                "sd": found.sd,
-                "example_sd": float(spread[stage, behaviour].mean()),
-                "finding": found.is_clear,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _print(run: Run, set_name: str, drawn: DrawnEffects, rows: pd.DataFrame) -> None:
-    from stagelens.trust.draws import load
-
-    kinds: dict[str, Behaviour] = {k.name: k for k in (ACCURACY, *run.task.behaviour_kinds)}
-    table = Table(f"Mean stage effects on set {set_name}, {NAMES[drawn.kind]}: {drawn.words}")
-    for name in ("stage", "behaviour", "in this run", "mean over draws", "95 % interval", "sd", ""):
-        table.add_column(name)
-    for row in rows.to_dict("records"):
-        kind = kinds[row["behaviour"]]
-        ends = [signed_text(row[name], kind, unit=False) for name in ("low", "high")]
-        clear = "clear" if row["finding"] else "holds zero: no finding"
-        known, few = pd.notna(row["low"]), "too few draws"
-        table.add_row(
-            row["stage"],
-            row["behaviour"],
-            "not known" if pd.isna(row["in_this_run"]) else signed_text(row["in_this_run"], kind),
-            signed_text(row["mean"], kind),
-            " to ".join(ends)
-            if known
-            else few
-            if row["draws"] < FEWEST
-            else f"the same in each of {row['draws']}",
-            signed_text(row["sd"], kind).lstrip("+") if pd.notna(row["sd"]) else "not known",
-            clear if known else "",
-        )
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-    if (stored := load(run, run.evaluation_set(set_name).digest, drawn.kind)) is not None:
-        for kept in stored[0].kept:
-            say(f"As recorded: {kept}.")

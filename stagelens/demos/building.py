@@ -48,7 +48,8 @@ def build(
         seed: Makes it reproducible.
         progress: Called for every step.
         shared_out: Sets on which every coalition of stages is measured too, by replay.
-        draws: How many draws of its recipe are made too, on every set.
+        draws: How many draws of its recipe are made too, on every set; their models answer too,
+            where ``finish`` has scored answers.
         finish: Computes what only this demo has, from its recorded run.
 
     Raises:
@@ -67,7 +68,7 @@ def build(
                 part = overall.part(_MEASURED, 1.0).piece(number, len(shared_out))
                 measure_coalitions(run, name, REPLAY, progress=part)
             if draws:
-                measure_on_sets(run, run.set_names, draws, rest)
+                measure_on_sets(run, run.set_names, draws, rest, answers=True)
     # Opened again, because ``run`` still points at the hidden name.
     return open_run(path, run.task)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +15,9 @@ from torch import nn
 
 from stagelens.contracts import (
     BASE,
-    REFERENCE_COLUMN,
     Progress,
     ProgressCallback,
     Refused,
-    SetError,
     no_progress,
 )
 from stagelens.estimators.counterfactuals import check_final, counterfactuals
@@ -29,7 +26,7 @@ from stagelens.estimators.registry import make_estimator, method_of
 from stagelens.estimators.replay_check import check_steps
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.estimators.stored_counterfactuals import diverged
-from stagelens.measuring.choices import Norm, Question, chosen
+from stagelens.measuring.choices import Norm, chosen
 from stagelens.measuring.generation import Generation, generate, generating
 from stagelens.measuring.models import empty_model
 from stagelens.measuring.partial_results import Shards
@@ -40,10 +37,9 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.states import Weights
 
 from .answer_sharing import computing_with, share_models
+from .prompts import prompts_of, questions_of
 
 FOLDER = "results/answers"
-CHOICES = "choices"
-"""Column with a JSON list of answers to choose from."""
 
 VERSION = 1
 """Raised when the same settings give other answers."""
@@ -127,65 +123,6 @@ class Answers:
     settings: Mapping[str, Any]
 
 
-def prompts_of(examples: EvaluationSet) -> dict[str, str]:
-    """Id to what a model goes on from: the prompt, or a text by itself."""
-    return {
-        each.example_id: str(each.input.get("prompt") or each.input.get("text") or "")
-        for each in examples.examples()
-    }
-
-
-def references_of(examples: EvaluationSet, column: str = REFERENCE_COLUMN) -> dict[str, str | None]:
-    """Id to what an answer is held against.
-
-    Args:
-        examples: The set.
-        column: That says so; of ``reference``, the completion says so too where there is no column.
-
-    Raises:
-        SetError: There is no such column.
-    """
-    found = {}
-    for each in examples.examples():
-        if column != REFERENCE_COLUMN and column not in each.columns:
-            raise SetError(
-                f"set {examples.name!r} has no column {column!r} to hold answers against; it has "
-                f"{', '.join(each.columns) or 'none'}"
-            )
-        own = each.columns.get(column, each.input.get("completion"))
-        found[each.example_id] = None if own is None or own != own else str(own)
-    return found
-
-
-def questions_of(examples: EvaluationSet) -> list[Question]:
-    """Prompts with their choices, of which the reference is one.
-
-    Raises:
-        SetError: A prompt has no list of choices, or its reference is none of them.
-    """
-    prompts, references = prompts_of(examples), references_of(examples)
-    found = []
-    for each in examples.examples():
-        name, given = each.example_id, each.columns.get(CHOICES)
-        try:
-            choices = tuple(json.loads(given)) if isinstance(given, str) else ()
-        except ValueError:
-            choices = ()
-        if len(choices) < 2 or not all(isinstance(one, str) for one in choices):
-            raise SetError(
-                f"example {name!r} of set {examples.name!r} has no choices; multiple choice takes "
-                f"a column {CHOICES!r} with a JSON list of texts, as they follow the prompt"
-            )
-        if references[name] not in choices:
-            raise SetError(
-                f"example {name!r} of set {examples.name!r} has the reference "
-                f"{references[name]!r}, which is none of its choices; give one of them, as it is"
-            )
-        right = choices.index(str(references[name]))
-        found.append(Question(name, prompts[name], choices, right))
-    return found
-
-
 def answer(
     run: Run,
     set_name: str,
@@ -245,7 +182,7 @@ def answer(
 
 def do(run: Run, message: Mapping[str, Any], progress: ProgressCallback) -> None:
     """Have one model answer, for another process: see :func:`share_models`."""
-    examples, how = run.measurable_set(message["set"]), _how(message["how"])
+    examples, how = run.measurable_set(message["set"]), how_of(message["how"])
     kind, _, stage = message["answers"].partition(":")
     if kind in ("without", "repeated"):
         made = make_estimator(message["estimator"], message["settings"])
@@ -258,7 +195,7 @@ def do(run: Run, message: Mapping[str, Any], progress: ProgressCallback) -> None
         _answered(run, examples, how, model, progress)
 
 
-def _how(facts: Mapping[str, Any]) -> How:
+def how_of(facts: Mapping[str, Any]) -> How:
     """What these facts are of."""
     if "multiple-choice" in facts:
         return Choosing(facts["multiple-choice"])
@@ -362,6 +299,15 @@ def _generated(
         progress(done / len(prompts), f"{model.facts.model}: {done} of {len(prompts)} prompts")
     shards.clear()
     return pd.concat(parts, ignore_index=True)
+
+
+def answers_of(
+    run: Run, examples: EvaluationSet, how: How, module: nn.Module, weights: Weights
+) -> pd.DataFrame:
+    """A model's answers to the prompts of a set, which are not stored; see :class:`Answers`."""
+    if isinstance(how, Choosing):
+        return _choices(run, examples, how, module, weights)
+    return _rows(generate(run.task, module, weights, prompts_of(examples), how))
 
 
 def _rows(answers: Mapping[str, Sequence[Any]]) -> pd.DataFrame:

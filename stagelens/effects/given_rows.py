@@ -15,7 +15,7 @@ from stagelens.contracts import SetError
 from stagelens.runs.logs.log import Log, content_of
 from stagelens.runs.sets.evaluation_set import EvaluationSet, few
 
-from .answers import prompts_of, references_of
+from .prompts import prompts_of, references_of
 
 
 @dataclass(frozen=True)

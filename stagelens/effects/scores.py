@@ -14,8 +14,9 @@ from stagelens.runs.run import Run
 from stagelens.runs.sets.clusters import CLUSTER, with_sources
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
-from .answers import VERSION, Answers, How, prompts_of, references_of
+from .answers import VERSION, Answers, How
 from .contrasts import mean_spread
+from .prompts import prompts_of, references_of
 from .results import (
     BOUNDARY_COLUMNS,
     EFFECT_COLUMNS,
@@ -45,7 +46,8 @@ def scored(run: Run, set_name: str, answers: Answers, how: How, scorer: Scorer) 
     examples = run.evaluation_set(set_name)
     prompts, references = prompts_of(examples), references_of(examples, scorer.reference)
     values = {
-        name: _scores(table, scorer, prompts, references) for name, table in answers.models.items()
+        name: per_prompt(table, scorer, prompts, references)
+        for name, table in answers.models.items()
     }
     own = examples.table()
     final, kind = values["final"], scorer.behaviour
@@ -174,7 +176,7 @@ def boundary_scores(run: Run, set_name: str, how: How, scorer: Scorer) -> dict[s
     return {str(boundary): own["value"].to_numpy() for boundary, own in rows}
 
 
-def _scores(
+def per_prompt(
     table: pd.DataFrame,
     scorer: Scorer,
     prompts: Mapping[str, str],

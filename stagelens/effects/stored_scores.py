@@ -48,6 +48,11 @@ class StoredScore:
         return self.facts[self.best]
 
     @property
+    def key(self) -> str:
+        """The same for all numbers of this scorer on answers that were had in this way."""
+        return _key(self.any)[:16]
+
+    @property
     def behaviour(self) -> Behaviour:
         """The scorer's, under the name of pages."""
         return self.any.behaviours[0].model_copy(update={"name": self.name}).behaviour()

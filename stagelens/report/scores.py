@@ -31,11 +31,13 @@ TITLE = "Scores of the answers by stage"
 ABOUT = (
     "Mean stage effect on each score of what models answer, above 0 where the score is better "
     "because of the stage; intervals are over prompts, with an estimate's error (95 %). Scores "
-    "from 0 to 1 are in percent, effects on them in points."
+    "from 0 to 1 are in percent, effects on them in points. Where the models of redraws of the "
+    "recipe answered too, intervals over these say what other trainings would do."
 )
 SHOWN = 12
 """Scores that a takeaway names."""
-NUMBERS = ("stage effect", "low", "high", "final", "without the stage")
+DRAWN = ("low over redraws", "high over redraws")
+NUMBERS = ("stage effect", "low", "high", *DRAWN, "final", "without the stage")
 """Columns of :func:`frame` with numbers of a score."""
 FORMAT = "%.2f"
 
@@ -70,6 +72,12 @@ class ScoreRow:
     def called(self) -> str:
         """The scorer's name for people."""
         return self.behaviour.name.removeprefix(SCORE)
+
+    def over_draws(self, row: Mapping[str, Any]) -> tuple[float, float]:
+        """The ends of a stage's mean effect over draws of the recipe, as gains; NaN without any."""
+        ends = (self.behaviour.sign * float(row[name]) for name in ("draw_low", "draw_high"))
+        low, high = sorted(ends)
+        return low, high
 
     def size(self, stage: str) -> float:
         """A stage's effect, as a share of what the score can change by; 0 where not known."""
@@ -132,6 +140,7 @@ def frame(rows: Sequence[ScoreRow]) -> pd.DataFrame:
         for each in row.means.to_dict("records"):
             interval = row.interval(each)
             low, high = (float("nan"),) * 2 if interval is None else interval.gains(kind)
+            drawn_low, drawn_high = row.over_draws(each)
             trust = row.trust.get(str(each["stage"]))
             lines.append(
                 {
@@ -145,12 +154,16 @@ def frame(rows: Sequence[ScoreRow]) -> pd.DataFrame:
                     "stage effect": scaled(each["gain"], kind),
                     "low": scaled(low, kind),
                     "high": scaled(high, kind),
+                    "low over redraws": scaled(drawn_low, kind),
+                    "high over redraws": scaled(drawn_high, kind),
                     "unit": axis_unit(kind),
                     "estimator": row.estimate,
                     "trust": "" if trust is None else trust_word(trust, kind.name),
                 }
             )
-    return pd.DataFrame(lines)
+    made = pd.DataFrame(lines)
+    # Without draws of the recipe, two columns of nothing would stand there.
+    return made.drop(columns=list(DRAWN)) if made[list(DRAWN)].isna().all(None) else made
 
 
 def known_of(rows: Sequence[ScoreRow]) -> tuple[list[StageTrust], list[str]]:

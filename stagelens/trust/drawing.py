@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import pandas as pd
 
 from stagelens.compute.helpers import Item
 from stagelens.contracts import Progress, ProgressCallback, Refused, RunError
-from stagelens.effects.draws import COLUMNS, DrawnEffects, Kind, draws_for_width
+from stagelens.effects.draws import DrawnEffects, Kind, draws_for_width
 from stagelens.effects.results import BehaviourFacts
+from stagelens.effects.scoring_again import keys_by_set
 from stagelens.estimators.durations import paces
 from stagelens.estimators.held_fixed import held_fixed
 from stagelens.estimators.replay_check import check_given
@@ -23,7 +26,10 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 
 from . import one_draw
-from .draws import DrawFacts, as_stored, draws_path, load
+from .draws import DrawFacts, as_stored, draws_path, load, with_names
+
+Scores: TypeAlias = Mapping[str, Sequence[str]]
+"""Set name to the keys of the scores that models of draws are given too."""
 
 
 def measure_on_sets(
@@ -34,6 +40,7 @@ def measure_on_sets(
     stages: Sequence[str] | None = None,
     kind: Kind = "recipe",
     pilot: int | None = None,
+    answers: bool = False,
 ) -> dict[str, DrawnEffects]:
     """Train draws with and without stages, and measure the effects on sets; stored draw by draw.
 
@@ -49,6 +56,9 @@ def measure_on_sets(
             comes after a stage is drawn.
         kind: What is drawn; not ``"runs"``.
         pilot: How many draws have settled the number; None where it was given.
+        answers: Whether every model answers prompts too, of sets that have scores, and is scored as
+            those of the run were, see ``scoring_again.own_scores``. Models of draws are not kept,
+            so draws that were made without are trained once more.
 
     Returns:
         Set name to its effects over draws.
@@ -58,9 +68,10 @@ def measure_on_sets(
     """
     chosen = [stage.name for stage in left_out(run, stages, kind)]
     before = {name: load(run, run.measurable_set(name).digest, kind) for name in set_names}
+    scores = keys_by_set(run, set_names) if answers else {}
     found, lacking = {}, []
     for name, one in before.items():
-        whole = one is not None and not any(_left(one[1].table, chosen, number).values())
+        whole = not any(_left(run, name, kind, chosen, number, scores).values())
         if one is not None and whole and (pilot or one[0].pilot) == one[0].pilot:
             found[name] = one[1]  # even where the recipe can no longer be drawn
         else:
@@ -81,14 +92,26 @@ def measure_on_sets(
         together.setdefault(digest(seen), (seen, []))[1].append(name)
     for place, (seen, names) in enumerate(together.values()):
         part = overall.piece(place, len(together))
-        found |= _measure(run, names, number, chosen, kind, seen, pilot, part)
+        found |= _measure(run, names, number, chosen, kind, seen, pilot, scores, part)
     return {name: found[name] for name in set_names}
 
 
-def _left(table: pd.DataFrame, stages: Sequence[str], number: int) -> dict[int, list[str]]:
-    """Draw to the stages that it has not been left out in yet."""
-    there = set(zip(table["draw"], table["stage"], strict=True))
-    return {n: [name for name in stages if (n, name) not in there] for n in range(number)}
+def _left(
+    run: Run,
+    set_name: str,
+    kind: Kind,
+    stages: Sequence[str],
+    number: int,
+    scores: Scores = MappingProxyType({}),
+) -> dict[int, list[str]]:
+    """Draw to the stages that it has not been left out in yet, or not with these scores."""
+    stored = as_stored(run, run.evaluation_set(set_name).digest, kind)
+    there = set() if stored is None else one_draw.there_in(stored[1])
+    keys = scores.get(set_name, ())
+    return {
+        n: [name for name in stages if not one_draw.is_among(there, n, [name], keys)]
+        for n in range(number)
+    }
 
 
 def told_times_seen(run: Run) -> dict[str, int]:
@@ -105,10 +128,11 @@ def _measure(
     kind: Kind,
     seen: dict[str, int],
     pilot: int | None,
+    scores: Scores,
     progress: ProgressCallback,
 ) -> dict[str, DrawnEffects]:
     """Make the draws that are not stored, of sets that share all that a draw is made from."""
-    items = draws_to_make(run, names, number, chosen, kind, seen)
+    items = draws_to_make(run, names, number, chosen, kind, seen, scores)
     part = Progress(progress).part(0.0, 0.99)
     share_pieces(run, run.stages, items, partial(one_draw.do, run), part)
     for item in items:
@@ -137,13 +161,10 @@ def draws_to_make(
     chosen: Sequence[str],
     kind: Kind,
     seen: dict[str, int],
+    scores: Scores = MappingProxyType({}),
 ) -> list[Item]:
     """The draws to make, each with the stages and the sets that it lacks."""
-    left = {}
-    for name in names:
-        one = load(run, run.evaluation_set(name).digest, kind)
-        nothing = pd.DataFrame(columns=list(COLUMNS))
-        left[name] = _left(nothing if one is None else one[1].table, chosen, number)
+    left = {name: _left(run, name, kind, chosen, number, scores) for name in names}
     pace = {each.stage: each.seconds or 1.0 for each in paces(run).stages}
     items = []
     for n in range(number):
@@ -151,7 +172,15 @@ def draws_to_make(
         stages = [stage for stage in chosen if any(stage in left[name][n] for name in sets)]
         if not stages:
             continue
-        message = {"draw": n, "kind": kind, "sets": sets, "stages": stages, "seen": seen}
+        message: dict[str, Any] = {
+            "draw": n,
+            "kind": kind,
+            "sets": sets,
+            "stages": stages,
+            "seen": seen,
+        }
+        if of_sets := {name: list(scores[name]) for name in sets if name in scores}:
+            message["scores"] = of_sets
         items.append(Item(message, sum(pace[s.name] for s in _work(run, stages, kind))))
     return items
 
@@ -166,20 +195,24 @@ def _stored_with(run: Run, set_name: str, items: Sequence[Item], facts: DrawFact
         if now is not None and now[0].seen != facts.seen:
             now = None  # other draws
         blocks = [] if now is None else [now[1]]
-        there = set() if now is None else one_draw.pairs_of(now[1])
+        there = set() if now is None else one_draw.there_in(now[1])
         for item in items:
             message = item.message
-            if set_name not in message["sets"] or one_draw.is_among(there, message):
+            keys = message.get("scores", {}).get(set_name, ())
+            if set_name not in message["sets"] or one_draw.is_among(
+                there, message["draw"], message["stages"], keys
+            ):
                 continue
             made = one_draw.kept(run, set_name, message)
-            new = [key not in there for key in zip(made["draw"], made["stage"], strict=True)]
-            blocks.append(made[new])
+            parts = zip(made["draw"], made["stage"], made["behaviour"], strict=True)
+            blocks.append(made[[each not in there for each in parts]])
         table = pd.concat(blocks).sort_values("draw", kind="stable", ignore_index=True)
         known = None if now is None else now[0].pilot
         update = {"set_digest": examples.digest, "pilot": facts.pilot or known}
         own = facts.model_copy(update=update)
         fact_tables.write(path, table, own)
-    return DrawnEffects(table, own.kind, own.pilot, own.batches)
+    named = with_names(run, examples.digest, table)
+    return DrawnEffects(named, own.kind, own.pilot, own.batches)
 
 
 def check(run: Run, kind: Kind) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from stagelens.contracts import ACCURACY
 from stagelens.effects.draws import COLUMNS, FEWEST, NAMES, DrawnEffects, Kind, tells_chance
 from stagelens.effects.results import BehaviourFacts
+from stagelens.effects.stored_scores import stored_scores
 from stagelens.estimators.durations import STARTING, paces
 from stagelens.estimators.protocol import METHOD
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
@@ -37,6 +38,9 @@ On the same data, what is a matter of these data looks as certain as what is not
 nothing but chance in the data, nine of ten have an interval that leaves out zero.
 """
 
+
+SCORED = "scored:"
+"""How behaviours begin that are scores, where draws are stored: the score's key follows."""
 
 VERSION = 3
 """Of what is drawn: draws of another version are made again."""
@@ -86,11 +90,28 @@ def load(run: Run, set_digest: str, kind: Kind) -> tuple[DrawFacts, DrawnEffects
     if found is None:
         return None
     facts, table = found
-    return facts, DrawnEffects(table, facts.kind, facts.pilot, facts.batches)
+    named = with_names(run, set_digest, table)
+    return facts, DrawnEffects(named, facts.kind, facts.pilot, facts.batches)
+
+
+def with_names(run: Run, set_digest: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Stored draws with scores by their names on pages; without those that are stored no more."""
+    of_scores = table["behaviour"].str.startswith(SCORED)
+    if not of_scores.any():
+        return table
+    sets = [name for name in run.set_names if run.evaluation_set(name).digest == set_digest]
+    names = {
+        SCORED + one.key: name for each in sets for name, one in stored_scores(run, each).items()
+    }
+    kept = table[~of_scores | table["behaviour"].isin(list(names))]
+    return kept.assign(behaviour=kept["behaviour"].replace(names)).reset_index(drop=True)
 
 
 def as_stored(run: Run, set_digest: str, kind: Kind) -> tuple[DrawFacts, pd.DataFrame] | None:
-    """The same as it was measured, with examples that are left out of means."""
+    """The same as it was measured, with examples that are left out of means.
+
+    Scores are there by their keys, after :data:`SCORED`.
+    """
     return fact_tables.read(draws_path(run, set_digest, kind), DrawFacts, COLUMNS)
 
 
@@ -141,6 +162,8 @@ def recipe_effects(run: Run, set_name: str) -> Effects | None:
         within_noise=pd.array([None] * len(table), dtype="boolean"),
     )
     behaviours = {each.name: each.behaviour() for each in facts.behaviours}
+    scores = stored_scores(run, set_name).items()
+    behaviours |= {name: one.behaviour for name, one in scores if name in set(table["behaviour"])}
     if (table["behaviour"] == ACCURACY.name).any():
         behaviours = {ACCURACY.name: ACCURACY, **behaviours}
     there = set(table["stage"])

@@ -1,7 +1,8 @@
 """One draw of a run's recipe: trained, measured on sets, and kept until all are stored.
 
 What a draw is made from is a message, as processes share them: its number (``draw``), the ``kind``
-of draws, the ``sets``, the ``stages`` that are left out, and how often examples were ``seen``.
+of draws, the ``sets``, the ``stages`` that are left out, and how often examples were ``seen``;
+where models answer too, ``scores`` has the keys of their scores by set.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pandas as pd
 
 from stagelens.contracts import ACCURACY, Progress, ProgressCallback
 from stagelens.effects.draws import COLUMNS
+from stagelens.effects.scoring_again import own_scores, scored_model
 from stagelens.effects.summary import right_answers
 from stagelens.estimators.protocol import METHOD
 from stagelens.measuring.models import BATCH_SIZE, SHARD, Measured, empty_model, measure
@@ -27,7 +29,7 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
-from .draws import VERSION, DrawFacts, draws_path
+from .draws import SCORED, VERSION, DrawFacts, draws_path
 
 
 def do(run: Run, message: Mapping[str, Any], progress: ProgressCallback) -> None:
@@ -61,13 +63,22 @@ def _one_draw(
     report = Progress(progress).part(0.0, 1.0, f"Draw {number + 1}: ")
     model = empty_model(run)
     # What one shard may hold is read once for all models.
+    scores = {
+        each.name: own_scores(run, each.name).only(keys)
+        for each in sets
+        if (keys := _scores(message, each))
+    }
     held = [list(each.batches(BATCH_SIZE)) if each.count <= SHARD else None for each in sets]
     measured: list[dict[tuple[str, bool], dict[str, np.ndarray]]] = [{} for _ in sets]
     for name, there, weights in drawn_models(run, draw, stages, message["seen"], report):
         for examples, batches, own in zip(sets, held, measured, strict=True):
             given = examples.batches(BATCH_SIZE) if batches is None else batches
             (one,) = measure(run.task, model, [weights], given, examples.count)
-            own[name, there] = values_of(one, examples.table([])["label"])
+            values = values_of(one, examples.table([])["label"])
+            if of_set := scores.get(examples.name):
+                told = scored_model(run, examples, model, weights, of_set)
+                values |= {SCORED + key: each for key, each in told.items()}
+            own[name, there] = values
     return [
         table_of(each.table([])["example_id"], number, stages, own)
         for each, own in zip(sets, measured, strict=True)
@@ -137,19 +148,34 @@ def drop(run: Run, message: Mapping[str, Any]) -> None:
     _claimed(run, message).unlink(missing_ok=True)
 
 
-def pairs_of(table: pd.DataFrame) -> set[tuple[int, str]]:
-    """The draws and stages of a table of effects over draws."""
-    each = table[["draw", "stage"]].drop_duplicates()
-    return {(int(draw), str(name)) for draw, name in each.itertuples(index=False)}
+def there_in(table: pd.DataFrame) -> set[tuple[int, str, str]]:
+    """The draws, stages and behaviours of a table of effects over draws."""
+    each = table[["draw", "stage", "behaviour"]].drop_duplicates()
+    return {(int(draw), str(n), str(kind)) for draw, n, kind in each.itertuples(index=False)}
 
 
-def is_among(pairs: set[tuple[int, str]], message: Mapping[str, Any]) -> bool:
-    """Whether a draw's stages are all there."""
-    return all((message["draw"], name) in pairs for name in message["stages"])
+def is_among(
+    there: set[tuple[int, str, str]],
+    draw: int,
+    stages: Sequence[str],
+    scores: Sequence[str] = (),
+) -> bool:
+    """Whether a draw's stages are all there, with these scores by their keys."""
+    any_of = {(number, name) for number, name, _ in there}
+    return all(
+        (draw, name) in any_of and all((draw, name, SCORED + key) in there for key in scores)
+        for name in stages
+    )
+
+
+def _scores(message: Mapping[str, Any], examples: EvaluationSet) -> Sequence[str]:
+    """Keys of the scores that a draw's models are to be given on a set."""
+    keys: Sequence[str] = message.get("scores", {}).get(examples.name, ())
+    return keys
 
 
 def _shards(run: Run, examples: EvaluationSet, message: Mapping[str, Any]) -> Shards:
-    what = message["kind"], message["seen"]
+    what = (message["kind"], message["seen"], *filter(None, [list(_scores(message, examples))]))
     key = digest("draws", VERSION, METHOD, run.digest, examples.digest, *what)
     return Shards(run, key[:32])
 
@@ -174,5 +200,5 @@ def _is_made(run: Run, examples: EvaluationSet, message: Mapping[str, Any]) -> b
     found = fact_tables.read_arrow(path, DrawFacts, COLUMNS, only)
     if found is None or found[0].seen != message["seen"]:
         return False
-    there = {(message["draw"], name) for name in found[1].column("stage").unique().to_pylist()}
-    return is_among(there, message)
+    there = there_in(found[1].select(["draw", "stage", "behaviour"]).to_pandas())
+    return is_among(there, message["draw"], message["stages"], _scores(message, examples))

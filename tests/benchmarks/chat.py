@@ -24,7 +24,8 @@ import pandas as pd
 import torch
 
 from stagelens.demos import chat
-from stagelens.effects.answers import answer, prompts_of
+from stagelens.effects.answers import answer
+from stagelens.effects.prompts import prompts_of
 from stagelens.effects.scores import mean_scores, scored
 from stagelens.measuring.generation import generate
 from stagelens.runs.run import Run

@@ -19,7 +19,8 @@ from stagelens.cli import app
 from stagelens.compute.helpers import Helper, Item
 from stagelens.contracts import BASE, SetError
 from stagelens.effects import answers
-from stagelens.effects.answers import Choosing, answer, questions_of
+from stagelens.effects.answers import Choosing, answer
+from stagelens.effects.prompts import prompts_of, questions_of
 from stagelens.effects.results import load_result, stored_results
 from stagelens.effects.scores import boundary_scores, mean_scores, score_settings, scored
 from stagelens.measuring.choices import multiple_choice
@@ -55,7 +56,7 @@ def test_every_model_answers_as_it_does_by_itself(run: Run) -> None:
     found = answer(run, "test", HOW)
     after = [f"after:{name}" for name in (BASE, *STAGES[:-1])]
     assert list(found.models) == ["final", *after, *(f"without:{name}" for name in STAGES)]
-    prompts = answers.prompts_of(run.evaluation_set("test"))
+    prompts = prompts_of(run.evaluation_set("test"))
     model = run.task.build_empty(run.last.facts.build_config)
     for name, weights in (
         ("final", run.last.end().model),
@@ -76,7 +77,7 @@ def test_scores_are_an_effect_table_that_is_found_again(run: Run) -> None:
     result = scored(run, "test", found, HOW, scorer)
     assert result.behaviours["score:contains"].better == "higher"
     assert [result.trust[name].trust for name in STAGES] == ["exact"] * 3
-    wanted = dict(zip(answers.prompts_of(run.evaluation_set("test")), COMPLETIONS, strict=True))
+    wanted = dict(zip(prompts_of(run.evaluation_set("test")), COMPLETIONS, strict=True))
 
     def by_hand(model: str) -> np.ndarray:
         rows = found.models[model].itertuples()

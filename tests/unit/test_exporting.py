@@ -16,8 +16,9 @@ import stagelens
 from stagelens.analyses.removal.exporting import export
 from stagelens.cli import app
 from stagelens.contracts import BASE, Refused, StageLensError
-from stagelens.effects.answers import answer, prompts_of
+from stagelens.effects.answers import answer
 from stagelens.effects.exports import ORIGIN, exported
+from stagelens.effects.prompts import prompts_of
 from stagelens.estimators.counterfactuals import counterfactuals
 from stagelens.estimators.registry import make_estimator
 from stagelens.measuring.generation import Generation

@@ -13,7 +13,7 @@ import streamlit as st
 from stagelens import charts
 from stagelens.charts.style import HAIRLINE, color_of, see_through, short
 from stagelens.contracts import BASE
-from stagelens.report.scores import FORMAT, SHOWN, TITLE, ScoreRow, frame, known_of, takeaway
+from stagelens.report.scores import DRAWN, FORMAT, SHOWN, TITLE, ScoreRow, frame, known_of, takeaway
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
 from stagelens.ui.pieces.folding import when_opened
@@ -48,7 +48,7 @@ def section(workspace: Workspace) -> None:
     components.text_block(
         "Mean stage effect on each score, ▲ better because of the stage, ▼ worse, ± neither; below "
         "it the interval over prompts, with an estimate's error (95 %). Scores from 0 to 1 in "
-        f"points. Models without a stage by {by}. A cell opens its prompts.",
+        f"points. {_redraws(rows)}Models without a stage by {by}. A cell opens its prompts.",
         muted=True,
     )
     trust, trust_of = known_of(rows)
@@ -94,6 +94,12 @@ def _rows(workspace: Workspace) -> list[ScoreRow]:
                 )
             )
     return rows
+
+
+def _redraws(rows: Sequence[ScoreRow]) -> str:
+    """What the last line of a cell is, where there is one."""
+    drawn = any(row.means["draw_low"].notna().any() for row in rows)
+    return "Below that the interval over redraws of the recipe. " if drawn else ""
 
 
 def _stages(workspace: Workspace, rows: Sequence[ScoreRow]) -> list[str]:
@@ -176,6 +182,10 @@ def _cell(workspace: Workspace, row: ScoreRow, stage: str, record: Mapping[str, 
         low, high = (signed_text(end, kind, unit=False) for end in interval.gains(kind))
         ends = f"{low} to {high}"
     side = {"side": "credit" if gain > 0 else "blame"} if signed and gain else {}
+    over = ""
+    if np.isfinite((drawn := row.over_draws(record))[0]):
+        low, high = (signed_text(end, kind, unit=False) for end in drawn)
+        over = f"<small>{html.escape(str(record['drawn']))}: {low} to {high}</small>"
     query = {
         state.VIEW: state.OF_THE_SET,
         "set": row.set_name,
@@ -191,7 +201,7 @@ def _cell(workspace: Workspace, row: ScoreRow, stage: str, record: Mapping[str, 
         f"<div role='cell'><a href='{html.escape(components.address('Examples', **query), True)}' "
         f"title='{html.escape(said + known, True)}' style='{back}'>{of}"
         f"<b>{html.escape(amount)}</b> <span aria-hidden='true'>{mark}</span>"
-        f"<small>{html.escape(ends)}</small></a></div>"
+        f"<small>{html.escape(ends)}</small>{over}</a></div>"
     )
 
 
@@ -206,6 +216,7 @@ def _config() -> dict[str, Any]:
         "stage effect": POSITIVE_IS,
         "low": ends,
         "high": ends,
+        **dict.fromkeys(DRAWN, "Interval over redraws of the recipe (95 %)."),
         "final": "In percent where the unit is points.",
         "without the stage": "In percent where the unit is points.",
     }

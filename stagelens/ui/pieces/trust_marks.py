@@ -76,7 +76,7 @@ def trust_badges(
     """
     stages = list(stages)
     known: list[tuple[StageTrust, str | None, str]] = []
-    for each, named in zip(stages, of or [""] * len(stages), strict=True):
+    for each, named in zip(stages, [*of, *[""] * len(stages)], strict=False):
         title = ", ".join(filter(None, (named.removeprefix(SCORE), each.stage)))
         known.append((each, named or behaviour, title))
     words: dict[TrustWord, int] = {}
