@@ -13,7 +13,7 @@ from threading import local
 import torch
 from torch import Tensor
 
-_BYTES = 1 << 20
+_BYTES = 1 << 21
 """The most that is kept of one buffer: parts of a tensor are computed in fewer bytes."""
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from stagelens.compute import cores
 
-from .scratch import scratch
 from .states import all_finite
 from .streaming import NAMES, Reader, TensorFacts
 
@@ -90,7 +89,7 @@ def write_files(
     not_finite: Callable[[], object],
     written: Callable[[int, int], object],
 ) -> None:
-    """Write safetensors files, several parts at a time, and wait until they are on the disk.
+    """Write safetensors files, of which several parts are computed at a time, through to the disk.
 
     Args:
         files: What each will hold, in this order; none of them exists.
@@ -102,23 +101,25 @@ def write_files(
     Raises:
         OSError: They cannot be written.
     """
-    finite, threads = True, torch.get_num_threads()
-    workers = min(_WORKERS, cores.usable()) if _BY_PLACE else 1
+    finite, threads, workers = True, torch.get_num_threads(), min(_WORKERS, cores.usable())
     # torch's own threads would only wait for each other where all cores have work.
-    pool = ThreadPoolExecutor(workers, "write", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(workers, "compute", torch.set_num_threads, (1,))
     try:
         with ThreadPoolExecutor(1, "flush") as beside, pool:
             flushes = []
             for number, (path, tensors) in enumerate(files.items()):
                 unflushed = 0
-                with open(path, "xb", buffering=0) as file:
-                    pieces = _pieces(file.fileno(), tensors, metadata)
-                    for piece, good in _in_order(pool, pieces, 2 * workers):
+                with open(path, "xb") as file:
+                    facts = {name: source.facts for name, source in tensors.items()}
+                    file.write(_header(facts, metadata))
+                    pieces = _pieces(tensors.values())
+                    for values, good in _in_order(pool, pieces, 2 * workers):
                         if finite and not good:
                             finite = False
                             not_finite()
-                        written(number, piece.bytes)
-                        unflushed += piece.bytes
+                        size = file.write(_bytes(values))
+                        written(number, size)
+                        unflushed += size
                         if unflushed >= _FLUSHED:
                             flushes.append(beside.submit(_flush, path))
                             unflushed = 0
@@ -132,78 +133,62 @@ def write_files(
 _WORKERS = 4
 """More would mostly wait for the disk, and for each other at the interpreter's lock."""
 
-_PIECE, _PART = 1 << 21, 1 << 17
+_PIECE, _PART = 1 << 20, 1 << 18
 """Elements that a worker is given at a time, and of these those that it computes at a time: few
 enough for the processor's cache, enough for the others to work meanwhile."""
 
 _FLUSHED = 1 << 28
 """Bytes after which the disk is told to begin: it need not wait for the processor."""
 
-_BY_PLACE = hasattr(os, "pwrite")  # Windows has none
-
 
 @dataclass(frozen=True)
 class _Piece:
-    """Elements of one tensor, and where they go: a file's descriptor, and a place in it."""
+    """Elements of one tensor."""
 
     read: Reader
     dtype: torch.dtype
     elements: range
-    file: int
-    place: int
-
-    @property
-    def bytes(self) -> int:
-        return len(self.elements) * self.dtype.itemsize
 
 
-def _pieces(
-    file: int, tensors: Mapping[str, Source], metadata: Mapping[str, str]
-) -> Iterator[_Piece]:
-    """Write the header, and say what has to be written after it."""
-    header = _header({name: source.facts for name, source in tensors.items()}, metadata)
-    _put(file, memoryview(header), 0)
-    place = len(header)
-    for source in tensors.values():
-        read, dtype, elements = source.reader(), source.facts.dtype, range(source.facts.count)
+def _pieces(sources: Iterable[Source]) -> Iterator[_Piece]:
+    for source in sources:
+        read, elements = source.reader(), range(source.facts.count)
         for start in elements[::_PIECE]:
-            piece = _Piece(read, dtype, elements[start : start + _PIECE], file, place)
-            yield piece
-            place += piece.bytes
+            yield _Piece(read, source.facts.dtype, elements[start : start + _PIECE])
 
 
-def _in_order(pool: Executor, pieces: Iterable[_Piece], most: int) -> Iterator[tuple[_Piece, bool]]:
-    """Have pieces written, not more than some at a time; yields if their values are all finite."""
-    under_way: deque[tuple[_Piece, Future[bool]]] = deque()
+def _in_order(pool: Executor, pieces: Iterable[_Piece], most: int) -> Iterator[tuple[Tensor, bool]]:
+    """Compute pieces, some at a time; each is there until the next one is asked for.
+
+    One thread writes them all: a file lets nobody else in while it is written to.
+
+    Yields:
+        (n,) values of a piece, and whether all are finite.
+    """
+    under_way: deque[tuple[Tensor, Tensor, Future[bool]]] = deque()
     for piece in pieces:
         if len(under_way) == most:
-            first, done = under_way.popleft()
-            yield first, done.result()
-        under_way.append((piece, pool.submit(_write, piece)))
-    for first, done in under_way:
-        yield first, done.result()
+            memory, values, done = under_way.popleft()
+            yield values, done.result()
+        else:
+            memory = torch.empty(_PIECE * _LARGEST, dtype=torch.uint8)
+        values = memory[: len(piece.elements) * piece.dtype.itemsize].view(piece.dtype)
+        under_way.append((memory, values, pool.submit(_compute, piece, values)))
+    for _, values, done in under_way:
+        yield values, done.result()
 
 
-def _write(piece: _Piece) -> bool:
-    """Compute and write it; returns whether its values are all finite."""
-    finite, place = True, piece.place
-    for start in piece.elements[::_PART]:
-        with scratch(min(_PART, piece.elements.stop - start), piece.dtype) as (values,):
-            piece.read(start, values)
-            if piece.dtype.is_floating_point:
-                finite &= all_finite(values)
-            data = _bytes(values)
-            _put(piece.file, data, place)
-            place += len(data)
+_LARGEST = 8
+"""Bytes that a number takes at most."""
+
+
+def _compute(piece: _Piece, out: Tensor) -> bool:
+    """Compute its values; returns whether they are all finite."""
+    finite = True
+    for start, part in zip(piece.elements[::_PART], out.split(_PART), strict=True):
+        piece.read(start, part)
+        finite &= not part.is_floating_point() or all_finite(part)
     return finite
-
-
-def _put(file: int, data: memoryview, place: int) -> None:
-    """Write bytes at a place in a file."""
-    while data:
-        # Where there is no pwrite, one worker writes in order.
-        done = os.pwrite(file, data, place) if _BY_PLACE else os.write(file, data)
-        data, place = data[done:], place + done
 
 
 def _flush(path: Path) -> None:
