@@ -8,6 +8,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from stagelens.analyses.contributions.parts_of_the_set import PARTS
 from stagelens.analyses.training_data.tables import TrainingData
 from stagelens.contracts import StageLensError
 from stagelens.derivatives.curvature_kinds import USUAL
@@ -75,6 +76,14 @@ def training_data(
             "length, uses or doubted by.",
         ),
     ] = None,
+    over_both: Annotated[
+        bool,
+        typer.Option(
+            "--over-evaluation",
+            help="With --by: intervals also say how far sums might be off had other evaluation "
+            f"examples been drawn. Takes {PARTS} more sweeps.",
+        ),
+    ] = False,
     columns_file: Annotated[
         Path | None,
         typer.Option(
@@ -104,11 +113,14 @@ def training_data(
     check_table_file(groups_out)
     if groups_out is not None and by is None:
         raise StageLensError("--groups-out needs --by COLUMN, which says what the groups are")
+    if over_both and by is None:
+        raise StageLensError("--over-evaluation needs --by COLUMN, which says what the groups are")
     groups = groups_of(group)
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         from stagelens.analyses.contributions.computing import contribute
         from stagelens.analyses.contributions.contribution_table import Question
+        from stagelens.analyses.contributions.sweeping_parts import contribute_to_parts
         from stagelens.analyses.training_data.computing import training_data
         from stagelens.analyses.training_data.groups import (
             group_table,
@@ -123,12 +135,13 @@ def training_data(
         part = told.part(0.0, 0.5 if wanted else 1.0)
         data = training_data(opened, stage, part, columns_file, columns)
         frame = marked(data)
-        grouped, kind = None, None
+        grouped, kind, parts = None, None, None
         if wanted:
             examples = opened.evaluation_set(set_name)
             question = Question(ids=tuple(example or ()), groups=groups)
             asked = (opened, examples.name, question, behaviour)
-            found = contribute(*asked, told.part(0.5, 1.0), stage, curvature)
+            swept = told.part(0.5, 0.6 if over_both else 1.0)
+            found = contribute(*asked, swept, stage, curvature)
             if stage in found.facts.steps_only:
                 raise StageLensError(
                     f"no training example of {stage} has a contribution of its own: "
@@ -136,6 +149,11 @@ def training_data(
                 )
             frame = with_contributions(opened, frame, found, stage, data.facts.kind is not None)
             kind = found.facts.behaviour.behaviour()
+            if over_both:
+                parts = contribute_to_parts(
+                    *(opened, examples.name, question, kind.name, stage),
+                    *(told.part(0.6, 1.0), curvature),
+                )
         if by is not None:
             known = groupings(data, frame)
             if by not in known:
@@ -143,7 +161,7 @@ def training_data(
                     f"examples of stage {stage} cannot be grouped by {by!r}; use one of "
                     f"{', '.join(known) or 'no column: they are all alike'}, or add --columns FILE"
                 )
-            grouped = group_table(frame, known[by])
+            grouped = group_table(frame, known[by], parts)
     _print(data, frame)
     if grouped is not None and kind is not None:
         _print_groups(grouped, str(by), stage, kind)
@@ -201,4 +219,10 @@ def _print_groups(grouped: pd.DataFrame, by: str, stage: str, kind: object) -> N
         counts = [f"{row[name]:,}" for name in ("examples", "uses")]
         printed.add_row(str(row["group"]), *counts, gain_text(value, kind), ends)
     print_table(printed)
-    say(f"{POSITIVE_IS} Intervals: had other examples of the group been drawn, as many of them.")
+    both = grouped["evaluation_error"].notna().any()
+    others = (
+        "other examples of the group, and other evaluation examples,"
+        if both
+        else ("other examples of the group")
+    )
+    say(f"{POSITIVE_IS} Intervals: had {others} been drawn, as many of them.")

@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.analyses.contributions.sweeping_parts import contribute_to_parts
 from stagelens.analyses.training_data.computing import training_data
 from stagelens.analyses.training_data.groups import CONTRIBUTION
 from stagelens.analyses.training_data.marks import BOTH, SUSPECT, marked
@@ -130,6 +131,30 @@ def test_groups_come_with_intervals_and_the_first_can_be_replayed(
     assert groups["examples"].sum() == 200
     offered = "Replay without 31 training examples with label 9"
     assert any(each.startswith(offered) for each in labels(app))
+    # A single example is no sample of others.
+    assert "groups-over-both" not in {each.key for each in app.button}
+
+
+@pytest.mark.slow
+def test_intervals_of_groups_can_be_over_evaluation_examples_too(
+    open_page, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(demo, tmp_path / "digits"))
+    run = open_run(path)
+    training_data(run, "adapt")
+    contribute(run, "mixed-up", Question(), "margin", since="adapt")
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
+    app = check(open_page(tmp_path, f"{LINK}&stage=adapt&t-by=label", PAGE))
+    before = app.dataframe[1].value["95 % interval"]
+    check(app.button(key="groups-over-both").click().run())
+    (asked,) = started
+    assert asked[:1] == ("training-data",) and "--over-evaluation" in asked
+    contribute_to_parts(run, "mixed-up", Question(), "margin", "adapt")
+    app = check(app.run())
+    assert "groups-over-both" not in {each.key for each in app.button}
+    assert "other examples of a group, and other evaluation examples, been drawn" in words(app)
+    assert (app.dataframe[1].value["95 % interval"] != before).any()
 
 
 @pytest.mark.slow

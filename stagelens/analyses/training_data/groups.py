@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from stagelens.analyses.contributions.contribution_table import Stored
-from stagelens.effects.contrasts import mean_spread
+from stagelens.analyses.contributions.parts_of_the_set import Parts
+from stagelens.effects.contrasts import Spread, mean_spread
 from stagelens.runs.run import Run
 from stagelens.runs.training_rows import load_training_rows
 
@@ -84,38 +85,61 @@ def _by_length(lengths: pd.Series) -> pd.Series:
     return bins.map(names).astype("string").fillna(NONE)
 
 
-def group_table(frame: pd.DataFrame, groups: pd.Series) -> pd.DataFrame:
+def group_table(frame: pd.DataFrame, groups: pd.Series, parts: Parts | None = None) -> pd.DataFrame:
     """What every group contributed together, the largest amount first.
 
-    An interval says how far the sum might be off had other examples of the group been drawn, as
-    many of them. It says nothing of what first order leaves out, which grows with the group.
+    An interval says how far the sum might be off had other training examples of the group been
+    drawn, as many of them; and, with ``parts``, other evaluation examples as well: the variances of
+    the two are added, which is no less than that of both together (A. B. Owen, The pigeonhole
+    bootstrap, Ann. Appl. Statist. 1, 2007). It says nothing of what first order leaves out, which
+    grows with the group.
 
     Args:
         frame: With a column :data:`CONTRIBUTION`; examples without one are left out.
         groups: The group of each row.
+        parts: Contributions to parts of the evaluation examples; None where these are not known,
+            or where a single one is asked about.
 
     Returns:
-        Columns ``group``, ``examples``, ``uses``, ``contribution`` (the sum), ``low``, ``high`` and
-        ``mean``, in the behaviour's unit; the ends are NaN of a single example.
+        Columns ``group``, ``examples``, ``uses``, ``contribution`` (the sum), ``low``, ``high``,
+        ``mean``, and the standard errors of the sum over training examples (``training_error``)
+        and over evaluation examples (``evaluation_error``, NaN without ``parts``), in the
+        behaviour's unit; ends and the former are NaN of a single example.
     """
     rows = []
     known = frame[frame[CONTRIBUTION].notna()]
     for name, own in known.groupby(groups.loc[known.index], sort=True):
         values, count = own[CONTRIBUTION].to_numpy(float), len(own)
-        low, high = mean_spread(values).ends()
+        spread = mean_spread(values)
+        of_training, freedom = count * spread.error, spread.freedom
+        of_evaluation = float("nan")
+        if parts is not None:
+            of_evaluation, other = parts.error(own["example_id"].tolist())
+            freedom = _together(of_training, freedom, of_evaluation, other)
+        total = count * spread.value
+        error = float(np.hypot(of_training, 0.0 if parts is None else of_evaluation))
+        low, high = Spread(total, error, freedom).ends()
         rows.append(
             {
                 "group": str(name),
                 "examples": count,
                 "uses": int(own["uses"].sum()),
                 "contribution": float(values.sum()),
-                "low": count * low,
-                "high": count * high,
+                "low": low,
+                "high": high,
                 "mean": float(values.mean()),
+                "training_error": of_training,
+                "evaluation_error": of_evaluation,
             }
         )
     names = ["group", "examples", "uses", "contribution", "low", "high", "mean"]
-    table = pd.DataFrame(rows, columns=names)
+    table = pd.DataFrame(rows, columns=[*names, "training_error", "evaluation_error"])
     return table.sort_values(
         "contribution", key=abs, ascending=False, kind="stable", ignore_index=True
     )
+
+
+def _together(one: float, its: float, other: float, others: float) -> float:
+    """Degrees of freedom of two standard errors whose squares are added (Satterthwaite's)."""
+    squares = one**4 / its + other**4 / others
+    return (one**2 + other**2) ** 2 / squares if squares else its

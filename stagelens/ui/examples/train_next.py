@@ -19,7 +19,7 @@ from stagelens.analyses.selection.outcomes import (
     usual_horizons,
 )
 from stagelens.analyses.selection.sentences import cost
-from stagelens.contracts import ACCURACY, Behaviour, StageLensError, is_score
+from stagelens.contracts import ACCURACY, Behaviour, is_score
 from stagelens.estimators.durations import paces
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -55,11 +55,6 @@ def what_to_train_on_next(workspace: Workspace, asked: Asked, texts: bool) -> No
         return
     wanted = _choose(workspace, asked.stage, kinds, texts)
     examples = workspace.run.evaluation_set(wanted.set_name)
-    try:
-        wanted.sides(examples)
-    except StageLensError as error:
-        components.text_block(str(error), muted=True)
-        return
     path = outcome_path(workspace.run, examples, wanted)
     outcome = _stored(workspace, examples, path)
     if outcome is None:
@@ -184,6 +179,8 @@ def _targets(workspace: Workspace) -> dict[str, tuple[str, Question]]:
 def _offer(workspace: Workspace, asked: Asked, wanted: Wanted) -> None:
     """What it costs, and the button; or why it cannot be done."""
     why = no_sweep(workspace, asked.stage) or no_replay(workspace, asked.stage)
+    if len(wanted.question.of(workspace.run.evaluation_set(wanted.set_name))) < 2:
+        why = why or "A single example cannot both choose and judge: take a larger target."
     if why:
         st.info(components.plain(why), icon=":material/info:")
         return

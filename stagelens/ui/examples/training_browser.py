@@ -80,7 +80,9 @@ def _browsed(workspace: Workspace, asked: Asked, loaded: Loaded) -> None:
         known = chosen.get(CONTRIBUTION)
         listed = left_out.of_the_list(workspace, asked, chosen, wanted.words(), known)
     if found is not None:
-        training_groups.groups_of_a_stage(workspace, asked, frame, groups, listed)
+        training_groups.groups_of_a_stage(
+            workspace, asked, frame, groups, listed, found.facts.curvature
+        )
 
 
 def _asked(workspace: Workspace, effects: Effects) -> Asked:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import streamlit as st
 
+from stagelens.analyses.contributions.durations import contributions_seconds
+from stagelens.analyses.contributions.parts_of_the_set import (
+    FEWEST,
+    PARTS,
+    Parts,
+    load_parts,
+    parts_path,
+)
 from stagelens.analyses.training_data.groups import CONTRIBUTION, group_table
 from stagelens.analyses.without_data.chosen import Chosen
+from stagelens.derivatives.curvature_kinds import USUAL, Curvature
+from stagelens.estimators.durations import paces
 from stagelens.report.provenance import FIRST_ORDER
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components
+from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.pinning import About
-from stagelens.wording.numbers import axis_unit, count_text, phrase
+from stagelens.ui.server import jobs, settings
+from stagelens.wording.numbers import axis_unit, count_text, phrase, predicted_time
 from stagelens.wording.signs import gain, gain_range_text, marked
 
 from . import left_out
-from .contributions import Asked
+from .contributions import Asked, impossible
 from .left_out import LeftOut
+
+_OTHERS = "other examples of a group"
+_BOTH = "other examples of a group, and other evaluation examples,"
 
 _SHOWN = 12
 """Groups of a table: the largest amounts."""
@@ -28,6 +44,7 @@ def groups_of_a_stage(
     frame: pd.DataFrame,
     groups: dict[str, pd.Series],
     listed: tuple[str, ...],
+    curvature: Curvature,
 ) -> None:
     """A table of groups, and a button that replays the training without the first one.
 
@@ -37,6 +54,7 @@ def groups_of_a_stage(
         frame: Its training examples with their contributions.
         groups: What they can be grouped by.
         listed: Those that the list offers to leave out, which are not offered twice.
+        curvature: What stood for second derivatives in the contributions.
     """
     if not groups:
         return
@@ -49,7 +67,8 @@ def groups_of_a_stage(
         help="Columns of the recorded data set, or of a file that stagelens training-data "
         "--columns was given, come first.",
     )
-    table = group_table(frame, groups[by])
+    parts = _parts(workspace, asked, curvature)
+    table = group_table(frame, groups[by], parts)
     table = table.assign(gain=gain(table["contribution"], asked.behaviour))
     shown = table.head(_SHOWN)
     largest = float(shown["gain"].abs().max()) or 1.0
@@ -85,11 +104,13 @@ def groups_of_a_stage(
     more = len(table) - len(shown)
     components.text_block(
         "▲ helped, ▼ hurt, to first order, added up. Intervals say how far sums might be off had "
-        "other examples of a group been drawn, as many of them; what first order leaves out grows "
-        "with a group, and only a replay knows it."
+        f"{_OTHERS if parts is None else _BOTH} been drawn, as many of them; what first order "
+        "leaves out grows with a group, and only a replay knows it."
         + (f" {more:,} more groups contributed less." if more > 0 else ""),
         muted=True,
     )
+    if parts is None:
+        _offer_both(workspace, asked, by, curvature)
     first = _first(table, bool(gain(asked.effect, asked.behaviour) < 0))
     own = frame[(groups[by] == first).fillna(False)]
     ids = tuple(own["example_id"])
@@ -100,6 +121,49 @@ def groups_of_a_stage(
     together = left_out.added_up(own[CONTRIBUTION])
     what = LeftOut(words, Chosen(asked.stage, ids), estimate=together)
     left_out.button_or_result(workspace, asked, what, "without-group")
+
+
+def _parts(workspace: Workspace, asked: Asked, curvature: Curvature) -> Parts | None:
+    """Contributions to parts of the mean that is asked about; None where they are not stored."""
+    path = parts_path(
+        *(workspace.run, workspace.examples, asked.behaviour.name, asked.ids, asked.stage),
+        curvature,
+    )
+    return _load(str(path), path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _load(path: str, stamp: int) -> Parts | None:
+    # The path says what was asked. A file that is written again is read again, by its stamp.
+    return load_parts(Path(path))
+
+
+def _offer_both(workspace: Workspace, asked: Asked, by: str, curvature: Curvature) -> None:
+    """The way to intervals over evaluation examples too, where a mean is asked about."""
+    if len(asked.ids) < FEWEST or settings.read_only() or impossible(workspace, asked):
+        return
+    arguments = (
+        *("training-data", *workspace.at.words, "--stage", asked.stage, "--by", by),
+        *("--over-evaluation", "--set", workspace.examples.name),
+        *("--behaviour", asked.behaviour.name, *asked.options),
+        *(("--curvature", curvature) if curvature != USUAL else ()),
+    )
+    if job_progress.job_state(arguments, "Try again"):
+        return
+    known = paces(workspace.run)
+    since = known.stages[workspace.stages.index(asked.stage) :]
+    seconds, took = contributions_seconds(since), ""
+    if seconds is not None:
+        took = f", predicted: {predicted_time(known.at_present(PARTS * seconds, jobs.running()))}"
+    st.button(
+        components.plain(f"Intervals over evaluation examples too{took}"),
+        icon=":material/error_med:",
+        key="groups-over-both",
+        on_click=job_progress.begin,
+        args=(arguments, "Intervals over evaluation examples"),
+        help=f"{PARTS} more backward sweeps, each for a part of the evaluation examples; they "
+        "serve all groupings. Runs in the background: python -m stagelens training-data.",
+    )
 
 
 def _first(table: pd.DataFrame, blamed: bool) -> str:
