@@ -24,7 +24,7 @@ from stagelens.runs.logs import read_log
 from stagelens.runs.run import open_run
 from stagelens.ui.server import jobs
 from stagelens.ui.server.child import Status
-from tests.pages.reading import check, labels, table, words
+from tests.pages.reading import boards, check, labels, table, words
 from tests.support.text_runs import PROMPTS, STAGES
 
 PAGE = "pages/1_Examples.py"
@@ -154,6 +154,17 @@ def test_trust_says_what_nobody_can_check_of_a_log(
     kappa = next(e.value for e in app.dataframe if "kappa" in e.value)
     assert len(kappa) == 3
     assert (kappa["first"] + kappa["second"]).str.contains("judge").all()
+
+
+def test_prompts_without_a_score_are_told_of_in_words(open_page, short_chat: Path) -> None:
+    app = check(open_page(short_chat, "run=chat&measure=score:sycophancy&group="))
+    said = words(app)
+    assert "Measured on 84 texts; 84 texts without a score left out." in said
+    board = next(each for each in boards(app) if "models" in each)
+    assert board["bars"]["better"].startswith("sycophancy score lower")
+    values = board["models"][""]["values"]
+    assert "no score" in values and "n/a" not in values
+    assert "No score: left out of all means" in board["sampled"]
 
 
 def test_scores_alone_are_enough(open_page, answered: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from stagelens.runs.run import open_run
 from stagelens.ui.examples import training_filters
 from stagelens.ui.reading import browse
 from stagelens.ui.server import jobs
-from tests.pages.reading import check, figures, labels, words
+from tests.pages.reading import check, figures, labels, table, words
 
 PAGE = "pages/1_Examples.py"
 LINK = "run=digits&set=mixed-up&measure=margin&estimator=replay&view=Training+data"
@@ -119,6 +119,39 @@ def test_one_example_is_looked_at_by_a_click_and_by_its_link(
     (own,) = [each for each in figures(linked) if each["alt"].startswith("Loss observed")]
     assert "after step 11 of mislabelled" in own["alt"]
     assert "Training example" not in words(_page(open_page, path, "&trained=nobody"))
+
+
+def test_no_example_helped_or_hurt_where_first_order_points_the_other_way(
+    open_page, known: tuple[Path, TrainingData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = known
+    assert CONTRIBUTION in table(_page(open_page, path))
+    for module in ("contributions", "without_data"):
+        monkeypatch.setattr(f"stagelens.ui.examples.{module}.opposite", lambda *_: True)
+    app = _page(open_page, path)
+    said = words(app)
+    assert CONTRIBUTION not in table(app) and "Groups of training examples" not in said
+    assert "no training example is said to have helped or hurt" in said
+    link = f"{LINK}&stage=mislabelled&example={ASKED}&look=Which+data"
+    app = check(open_page(path.parent, link.replace("view=Training+data&", ""), PAGE))
+    said = words(app)
+    assert "no training example is said to have helped or hurt" in said
+    assert "Helped most" not in said and "Hurt most" not in said
+    left_out = next(box for box in app.selectbox if box.label == "Leave out")
+    assert not any("helped" in each or "hurt" in each for each in left_out.options)
+
+
+def test_the_texts_of_a_pair_stand_apart(open_page, short_chat: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(short_chat / "chat", tmp_path / "chat"))
+    found = training_data(open_run(path), "dpo")
+    app = check(open_page(tmp_path, "run=chat&view=Training+data&stage=dpo", PAGE))
+    shown = table(app)
+    assert len(shown) and "text" not in shown and found.facts.kind == "text"
+    for name in ("prompt", "completion", "rejected"):
+        assert shown[name].str.len().min() > 0
+    assert not any(
+        one in both for one, both in zip(shown["rejected"], shown["prompt"], strict=True)
+    )
 
 
 def test_groups_come_with_intervals_and_the_first_can_be_replayed(

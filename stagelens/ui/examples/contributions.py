@@ -263,6 +263,20 @@ def tiles(asked: Asked, steps: int, total: float) -> list[tuple[str, str, str]]:
     ]
 
 
+def says_nothing(found: Stored, asked: Asked) -> bool:
+    """Whether first order points the other way than the stage's effect; said on the page then.
+
+    What it says of single training examples is as wrong as their sum, so none is shown.
+    """
+    if not opposite(asked.effect, found.linearised(asked.stage)):
+        return False
+    components.text_block(
+        "So no training example is said to have helped or hurt here. What some of them did, a "
+        "replay without them says."
+    )
+    return True
+
+
 def first_order(found: Stored, asked: Asked) -> None:
     """The stage's effect, the sum of its steps' contributions, and the rest."""
     total = found.linearised(asked.stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from math import isfinite
 
 import pandas as pd
@@ -196,6 +197,8 @@ def _with_contributions(
         return loaded.frame, None
     if said := left_open(asked.stage, asked.effect, found.linearised(asked.stage)):
         st.warning(components.plain(said), icon=":material/warning:")
+    if contributions.says_nothing(found, asked):
+        return loaded.frame, None
     if found.facts.on_samples:
         components.text_block(samples_sentence(found.facts.on_samples), muted=True)
     shown = loaded.data.facts.kind is not None
@@ -282,7 +285,7 @@ def _cells(
     else:  # what comes first is pinned, and pale: texts are to be read
         out["id"] = ids
     if data.facts.kind == "text":
-        out["text"] = [short("\n".join(texts_in(shown[name]).values()), _CELL) for name in ids]
+        out |= _texts([texts_in(shown[name]) for name in ids])
     if data.labelled:
         out["label"] = rows["label"].fillna("none").tolist()
     if CONTRIBUTION in rows:
@@ -315,6 +318,16 @@ def _cells(
     return pd.DataFrame(out), tints
 
 
+def _texts(rows: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """A column for each text that examples have, as of a pair of completions; of one, "text"."""
+    fields = list(dict.fromkeys(field for row in rows for field in row))
+    names = ["text"] if len(fields) == 1 else fields
+    return {
+        name: [short(row.get(field, ""), _CELL) for row in rows]
+        for name, field in zip(names, fields, strict=True)
+    }
+
+
 def _answer(answer: object, label: object, judged: bool) -> str:
     if pd.isna(answer):
         return ""
@@ -342,6 +355,7 @@ def _columns(asked: Asked, loaded: Loaded, unit: str) -> dict[str, object]:
     columns: dict[str, object] = {
         "input": config.ImageColumn("image", width=50, pinned=True),
         "text": config.TextColumn("text", width=320),
+        "prompt": config.TextColumn("prompt", width=200),
         CONTRIBUTION: config.TextColumn(
             CONTRIBUTION,
             width=110,

@@ -53,6 +53,10 @@ def training_data_tab(
     contributions.first_order(found, asked)
     expected_errors.said(workspace, asked)
     rows = found.part("example", asked.stage)
+    if contributions.says_nothing(found, asked):
+        without_data_section(workspace, asked, found, _differs(rows))
+        _browse(rows, asked.stage)
+        return
     whole = _whole(found, asked.stage)
     _parts(found, asked, rows, whole)
     gains = gain(rows["value"], asked.behaviour)

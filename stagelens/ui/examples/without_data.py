@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from stagelens.analyses.contributions.contribution_table import Stored
+from stagelens.analyses.contributions.contribution_table import Stored, opposite
 from stagelens.analyses.training_data.tables import columns_path
 from stagelens.analyses.without_data.chosen import (
     DIVISORS,
@@ -82,7 +82,8 @@ def _choose(
     workspace: Workspace, asked: Asked, found: Stored, differs: pd.Series
 ) -> tuple[Chosen | None, str | None]:
     """The examples, as far as they are known here, and the filter that names them, if any."""
-    kinds = [HURT, HELPED, *([DIFFERS] if differs.any() else []), FILTER]
+    guided = not opposite(asked.effect, found.linearised(asked.stage))
+    kinds = [*([HURT, HELPED] if guided else []), *([DIFFERS] if differs.any() else []), FILTER]
     if found.facts.kind is None or asked.stage in found.facts.steps_only:
         kinds = [FILTER]  # examples have no contributions, or each use counts by itself
     first = HURT if gain(asked.effect, asked.behaviour) < 0 else HELPED

@@ -11,14 +11,14 @@ from stagelens import charts
 from stagelens.charts.bars import sign_note
 from stagelens.charts.diverging_bars import SHORT_NOISE, is_true
 from stagelens.charts.style import short, written_out
-from stagelens.contracts import Behaviour
+from stagelens.contracts import Behaviour, is_score
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import MOST, strongest
 from stagelens.wording.intervals import mean_interval, over_draws
-from stagelens.wording.numbers import amount_text, is_share, scaled, signed_text
+from stagelens.wording.numbers import amount_text, is_share, phrase, scaled, signed_text
 from stagelens.wording.sentences import is_certain, mean_sentence
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
 
@@ -103,12 +103,13 @@ def bars(
     worse = {"higher": "lower", "lower": "higher"}[behaviour.better]
     more = len(means) - len(kept)
     half = amount_text(reach / 100 if is_share(behaviour) else reach, behaviour)
+    name = phrase(behaviour) if is_score(behaviour) else behaviour.name
     return {
         "title": f"Credit and blame: what each stage did to {about}",
         "rows": rows,
         # The length of half a track, since examples of another group have another scale.
-        "worse": f"−{half} ← {behaviour.name} {worse}",
-        "better": f"{behaviour.name} {behaviour.better} → +{half}",
+        "worse": f"−{half} ← {name} {worse}",
+        "better": f"{name} {behaviour.better} → +{half}",
         "more": f"{more:,} more stages have smaller effects." if more > 0 else "",
         "open": "Opens the examples",
     }

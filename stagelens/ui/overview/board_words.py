@@ -11,7 +11,7 @@ import numpy as np
 from stagelens import charts
 from stagelens.analyses.switches import ALL_ON, Off
 from stagelens.charts.style import short, written_out
-from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.contracts import ACCURACY, Behaviour, is_score
 from stagelens.trust.draws import RECIPE
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, state
@@ -195,6 +195,13 @@ def _sampled(workspace: Workspace, board: Board, behaviour: Behaviour) -> str:
             f"Cards say the {phrase(behaviour)}. Blue: better than the final model's median, "
             f"{value_text(board.middle, behaviour)}; orange: worse."
         )
+        if not np.isfinite(board.models[ALL_ON].values).all():
+            # Said once, below all cards.
+            key += f" {_lacking(behaviour).capitalize()}: left out of all means" + (
+                ", as where a text has nothing that its answer could be held against."
+                if is_score(behaviour)
+                else ", as where there is no label."
+            )
     if len(board.ids) == board.total:
         return f"All {total}, sorted {order}. {key}"
     return (
@@ -262,9 +269,17 @@ def _of_cards(values: np.ndarray, board: Board, behaviour: Behaviour) -> dict[st
         return {"right": [int(value) if np.isfinite(value) else 2 for value in values]}
     better = behaviour.sign * (values - board.middle) / (board.spread or 1.0)
     return {
-        "values": [value_text(value, behaviour) for value in values],
+        "values": [
+            value_text(value, behaviour) if np.isfinite(value) else _lacking(behaviour)
+            for value in values
+        ],
         "tints": [round(float(np.clip(tint, -1, 1)), 2) for tint in np.nan_to_num(better)],
     }
+
+
+def _lacking(behaviour: Behaviour) -> str:
+    """What a card says in the place of a value."""
+    return "no score" if is_score(behaviour) else "no number"
 
 
 def _without(workspace: Workspace, off: Off) -> str:

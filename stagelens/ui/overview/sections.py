@@ -166,7 +166,7 @@ def credit_and_blame(
     if effects.estimator != RECIPE:  # what all do together is known of the recorded run alone
         shares.left_unsaid(workspace, behaviour, by, group)
     trust_badges([trust[name] for name in workspace.stages if name in trust], behaviour.name)
-    said = [*_counts(means, workspace.noun), *_clustered(workspace), *_noise(means)]
+    said = [*_counts(means, workspace.noun, behaviour), *_clustered(workspace), *_noise(means)]
     components.text_block(" ".join(said), muted=True)
     trust_legend()
 
@@ -181,7 +181,7 @@ def credit_and_blame(
     when_opened("numbers", "The same numbers as a table, with groups", numbers)
 
 
-def _counts(means: pd.DataFrame, noun: str) -> list[str]:
+def _counts(means: pd.DataFrame, noun: str, behaviour: Behaviour) -> list[str]:
     """How many examples the means are over."""
     if means.empty:
         return []
@@ -189,7 +189,8 @@ def _counts(means: pd.DataFrame, noun: str) -> list[str]:
     row = means.loc[means["n"].idxmax()]
     said = f"Measured on {count_text(int(row['n']), noun)}"
     if row["missing"]:
-        said += f"; {count_text(int(row['missing']), noun)} without a label left out"
+        lacks = "score" if is_score(behaviour) else "label"
+        said += f"; {count_text(int(row['missing']), noun)} without a {lacks} left out"
     return [f"{said}."]
 
 
