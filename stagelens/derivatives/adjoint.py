@@ -48,6 +48,10 @@ class StepContribution:
         contribution: Change of the behaviour, in its unit; positive where the step raised it.
         examples: (B,) part of every example, over micro-batches in order; None where not requested
             or not defined.
+        slopes: (B,) derivative of the behaviour in the weight of every example's loss in this step:
+            what it loses if the example weighs 0, to first order. Unlike ``examples``, it follows
+            what the example does to Adam's denominators and to the clipping factor, and does not
+            sum to the contribution. None where examples is.
         carried: What moments of earlier steps, weight decay and the step count contributed; with
             the examples it sums to the contribution. NaN where examples is None.
         why: Why the stage's examples have no part of their own; None where they have, or where
@@ -61,6 +65,7 @@ class StepContribution:
     contribution: float
     examples: np.ndarray | None
     carried: float
+    slopes: np.ndarray | None = None
     why: str | None = None
     others: Mapping[int, np.ndarray] = field(default_factory=dict)
 
@@ -143,7 +148,8 @@ def sweep(
                 vectors.values[name] = vectors.values[name] + tensor
         if why is not None:
             # The examples of all its steps or of none, so that their sums mean the same.
-            steps = [replace(one, examples=None, carried=math.nan, why=why) for one in steps]
+            none = {"examples": None, "slopes": None, "carried": math.nan, "why": why}
+            steps = [replace(one, **none) for one in steps]
         found += steps
         later = own
     return found
@@ -260,24 +266,29 @@ def _step_back(
     values = step.before.values
     # Before the pull: the change is weighed by lambda_{t+1}, not by lambda_t.
     contribution = float(vectors.dot(step.change(own.loss.names))[0])
-    examples, carried, share = None, float("nan"), None
+    before, gradients, statistics = step.pull(vectors)
+    examples, slopes, carried = None, None, float("nan")
+    directions: list[dict[str, Tensor]] = []
     if split:
         share = {name: tensor[0] for name, tensor in step.share(vectors).items()}
         own_part = sum(float((t.double() * step.gradients[n]).sum()) for n, t in share.items())
         carried = contribution - own_part
-    before, gradients, statistics = step.pull(vectors)
+        directions = [share]
+        if step.clip is not None or own.layout.rule != "SGD":  # else both are lambda_g
+            directions.append({name: tensor[0] for name, tensor in gradients.items()})
     # The state enters a step twice, directly and through g(theta) and the batch statistics, so
     # lambda_t = (ds'/ds)^T lambda_{t+1} + (dg/ds)^T lambda_g: two parts, added up.
-    directions = [] if share is None else [share]
     through, products = own.loss.pull_with_examples(
         values, record, gradients, statistics, directions
     )
     if products:
+        parts = [each.double().cpu().numpy() for each in products]
         # Example gradients are those before clipping; the clip factor is held, not differentiated.
-        examples = step.factor * products[0].double().cpu().numpy()
+        examples, slopes = step.factor * parts[0], parts[-1]
     for name, tensor in through.items():
         before.values[name] = before.values[name] + tensor
-    return before, StepContribution(own.stage.name, record.step, contribution, examples, carried)
+    found = (own.stage.name, record.step, contribution, examples, carried, slopes)
+    return before, StepContribution(*found)
 
 
 class _Kept:

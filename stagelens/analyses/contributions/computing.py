@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from stagelens.contracts import Progress, ProgressCallback, Refused, no_progress
 from stagelens.derivatives.curvature_kinds import USUAL, Curvature
@@ -44,6 +45,8 @@ def contribute(
 ) -> Stored:
     """What every step and every training example contributed; read from disk where stored.
 
+    What an earlier version stored is computed again where it lacks a part.
+
     Args:
         run: The run.
         set_name: One of its evaluation sets.
@@ -72,7 +75,7 @@ def contribute(
         raise Refused(f"the task has no behaviour {name!r}; use one of {', '.join(kinds)}")
     first = run.stages[0] if since is None else run.stage(since)
     stored = load_contributions(run, examples, name, ids, first.name, curvature, horizon)
-    if stored is not None:
+    if stored is not None and stored.has_slopes:
         return stored
     check_given(run)
     swept = run.stages[first.index :]
@@ -89,10 +92,11 @@ def contribute(
     progress(_SWEEP, "reading the training examples")
     kind = kinds[name]
     rows = _observed(run, set_name, ids, name)
+    shares = found.examples
+    of_step = _of_steps(shares)
     for row in found.steps.itertuples():
         rows.append({"part": "step", "stage": row.stage, "step": row.step,
-                     "value": row.contribution})  # fmt: skip
-    shares = found.examples
+                     "value": row.contribution, **of_step.get((row.stage, row.step), {})})  # fmt: skip
     for stage in swept:
         if shares is None or stage.name in found.steps_only:
             continue
@@ -125,6 +129,17 @@ def contribute(
     path = contributions_path(run, examples, name, ids, first.name, curvature, horizon)
     save_contributions(path, answer)
     return answer
+
+
+def _of_steps(shares: pd.DataFrame | None) -> dict[tuple[str, int], dict[str, Any]]:
+    """Stage and step to what its examples' slopes add up to, and how many these are."""
+    if shares is None:
+        return {}
+    own = shares[shares["part"] == "example"].groupby(["stage", "step"])["slope"]
+    return {
+        (str(stage), int(step)): {"slope": float(values.sum()), "uses": len(values)}
+        for (stage, step), values in own
+    }
 
 
 def _observed(run: Run, set_name: str, ids: Sequence[str], behaviour: str) -> list[dict[str, Any]]:

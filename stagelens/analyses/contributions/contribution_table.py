@@ -42,7 +42,12 @@ COLUMNS = {
     "other_labels": "string",
     "before": "string",
     "content": "object",
+    "slope": "float64",
+    "steps": "object",
+    "slopes": "object",
 }
+_LATER = ("slope", "steps", "slopes")
+"""Columns that answers of earlier versions lack; they are missing values there."""
 """One table for all parts; columns that a part does not use are missing values.
 
 ``observed``: ``value`` of the behaviour after ``step`` steps of the stage (0: before the first
@@ -53,7 +58,9 @@ stage), the mean over the examples asked about; and the ``answer`` if it is a si
 ``uses``, the first of them at ``step`` and ``position``; its recorded ``label``; the
 ``other_labels`` that the same input has in this stage; where it has a label, the ``answer`` of the
 final model and that of the model ``before`` the stage; and, of those that contributed most, the
-``content``: the bytes of a PNG, or texts as JSON.
+``content``: the bytes of a PNG, or texts as JSON. ``steps`` and ``slopes`` list, per use, its step
+and the derivative of the behaviour in the weight of the example's loss there; ``slope`` is their
+sum. A ``step`` has the sum over its examples as well, and their number as ``uses``.
 """
 
 
@@ -147,6 +154,14 @@ class Stored:
         """The rows of one part, of one stage or of all."""
         rows = self.table[self.table["part"] == name]
         return rows if stage is None else rows[rows["stage"] == stage]
+
+    @property
+    def has_slopes(self) -> bool:
+        """Whether each training example has its derivative, by which leaving it out is predicted.
+
+        Answers of earlier versions lack them.
+        """
+        return bool(self.part("example")["slope"].notna().all())
 
     def linearised(self, stage: str) -> float:
         """What the steps of a stage add up to: its effect to first order."""
@@ -251,7 +266,7 @@ def load_contributions(
         horizon: See :class:`ContributionFacts`.
     """
     path = contributions_path(run, examples, behaviour, ids, since, curvature, horizon)
-    found = fact_tables.read(path, ContributionFacts, COLUMNS)
+    found = fact_tables.read(path, ContributionFacts, [n for n in COLUMNS if n not in _LATER])
     if found is None:
         return None
     facts, table = found
@@ -262,4 +277,4 @@ def load_contributions(
         return None
     if facts.curvature != curvature:
         return None
-    return Stored(facts, table)
+    return Stored(facts, table.reindex(columns=list(COLUMNS)))

@@ -33,10 +33,11 @@ class Contributions:
         behaviour: Its name.
         value: Of the final model, the mean over the examples asked about.
         steps: Columns ``stage, step, contribution``, in training order.
-        examples: Columns ``stage, step, part, position, contribution``: per step one row for each
-            example of its batches (``part`` is ``"example"``, ``position`` counts over the step's
-            micro-batches) and one for :data:`CARRIED` (``position`` is missing); they sum to the
-            step. None where it was not asked for.
+        examples: Columns ``stage, step, part, position, contribution, slope``: per step
+            one row for each example of its batches (``part`` is ``"example"``, ``position`` counts
+            over the step's micro-batches) and one for :data:`CARRIED` (``position`` is missing);
+            contributions sum to the step. ``slope`` is the derivative in the weight of the
+            example's loss, which leaving it out goes by. None where it was not asked for.
         steps_only: Stages without rows in ``examples``, and why.
     """
 
@@ -135,7 +136,7 @@ def _within(
 def _example_table(found: Sequence[StepContribution]) -> pd.DataFrame:
     blocks = []
     for one in found:
-        if one.examples is None:
+        if one.examples is None or one.slopes is None:
             continue
         count = len(one.examples)
         blocks.append(
@@ -146,11 +147,12 @@ def _example_table(found: Sequence[StepContribution]) -> pd.DataFrame:
                     "part": ["example"] * count + [CARRIED],
                     "position": pd.array([*range(count), None], dtype="Int64"),
                     "contribution": np.append(one.examples, one.carried),
+                    "slope": np.append(one.slopes, np.nan),
                 }
             )
         )
     if not blocks:
-        names = ["stage", "step", "part", "position", "contribution"]
+        names = ["stage", "step", "part", "position", "contribution", "slope"]
         return pd.DataFrame({name: [] for name in names})
     return pd.concat(blocks, ignore_index=True)
 

@@ -38,6 +38,8 @@ class _Used:
         position: Its place in that step, counted over micro-batches.
         answers: Of the final model (``answer``) and of the one ``before`` the stage.
         value: Its contributions so far.
+        steps: Of its uses.
+        slopes: The derivative in its weight at each of them.
         uses: How many contributions that is.
         shown: The bytes of a PNG, or texts as JSON.
     """
@@ -48,6 +50,8 @@ class _Used:
     position: int
     answers: dict[str, str] = field(default_factory=dict)
     value: float = 0.0
+    steps: list[int] = field(default_factory=list)
+    slopes: list[float] = field(default_factory=list)
     uses: int = 0
     shown: bytes | None = None
 
@@ -58,7 +62,8 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
     Args:
         run: The run.
         stage: One of its stages.
-        shares: ``step``, ``position`` and ``contribution`` of every use of an example in it.
+        shares: ``step``, ``position``, ``contribution`` and ``slope`` of every use of an example
+            in it.
 
     Returns:
         Rows of ``contribution_table.COLUMNS``, by contribution.
@@ -69,7 +74,7 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
         step = int(number)
         batches = steps[step].batches or []
         new = []
-        values = own.set_index("position")["contribution"]
+        values = own.set_index("position")
         for position, example in enumerate(_of_step(run.task, stage, batches)):
             # What the task cannot show cannot be compared either, so each use counts by itself.
             content = f"{step} {position}" if example is None else content_digest(example)
@@ -77,8 +82,11 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
             if (content, label) not in found:
                 found[content, label] = _Used(content, label, step, position)
                 new.append(found[content, label])
-            found[content, label].value += float(values[position])
-            found[content, label].uses += 1
+            used = found[content, label]
+            used.value += float(values["contribution"][position])
+            used.steps.append(step)
+            used.slopes.append(float(values["slope"][position]))
+            used.uses += 1
         # Only where an example is first used: later uses would give the same answers.
         _answer(run.task, models, batches, [used for used in new if used.label is not None])
     rows = sorted(found.values(), key=lambda used: -used.value)
@@ -96,6 +104,9 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
             "stage": stage.name,
             "step": used.step,
             "value": used.value,
+            "slope": sum(used.slopes),
+            "steps": used.steps,
+            "slopes": used.slopes,
             "position": used.position,
             "uses": used.uses,
             "label": used.label,

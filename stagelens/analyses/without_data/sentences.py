@@ -13,8 +13,14 @@ from stagelens.effects.summary import of_behaviour, with_accuracy
 from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.sentences import Part, Sentence, would_be
 
-from .chosen import DIVISORS, Chosen
+from .chosen import DIVISORS, Chosen, Divisor
 from .stored import WithoutData, WithoutDataFacts
+
+MEASURED = (
+    "First order ranks random groups as replays do, but its sizes are off by example, and more the "
+    "more is left out: a replay decides."
+)
+"""What was measured of it, see docs/fidelity.md."""
 
 _ONE_VALUE = re.compile(r"with ([\w-]+)=([\w-]+)")
 
@@ -126,17 +132,33 @@ def how(facts: WithoutDataFacts) -> str:
     return f"{taken}{skipped}. Losses: {DIVISORS[facts.divisor]}."
 
 
-def first_order(contributions: Stored, chosen: Chosen) -> tuple[float, int]:
-    """What these examples contributed together to first order, and how many of them are known.
+def first_order(contributions: Stored, chosen: Chosen, divisor: Divisor) -> tuple[float, int]:
+    """What leaving these examples out takes away to first order, and how many of them are known.
 
-    It is of weight 0 with the divisor kept; with the mean over the rest, others weigh more, which
-    it does not count.
+    Each use's part is the derivative in the weight of the example's loss at that step. With the
+    divisor kept, these add up. With the mean over the rest, of a batch of B examples of which k
+    leave, the rest counts B / (B - k) times as much, which takes off ``k / (B - k)`` times its
+    parts; a batch that loses all loses all its parts.
 
     Args:
         contributions: To the behaviour and the examples that are asked about.
         chosen: Training examples of one of its stages.
+        divisor: What losses are divided by.
+
+    Returns:
+        final - without, in the behaviour's unit; NaN where the answer was stored by a version that
+        did not have these derivatives.
     """
     rows = contributions.part("example", chosen.stage)
     names = rows["step"].astype(str) + "-" + rows["position"].astype(str)
     own = rows[names.isin(chosen.ids)]
-    return float(own["value"].sum()), len(own)
+    value = float(own["slope"].sum(skipna=False))
+    if divisor == "kept" or not np.isfinite(value):
+        return value, len(own)
+    uses = own[["steps", "slopes"]].explode(["steps", "slopes"])
+    by_step = uses.groupby("steps")["slopes"]
+    parts, gone = by_step.sum().to_numpy(float), by_step.size()
+    steps = contributions.part("step", chosen.stage).set_index("step").loc[list(gone.index)]
+    left = steps["uses"].to_numpy(float) - gone.to_numpy()
+    growth = np.where(left > 0, gone.to_numpy() / np.maximum(left, 1.0), 0.0)
+    return value - float(growth @ (steps["slope"].to_numpy(float) - parts)), len(own)

@@ -5,12 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from stagelens.analyses.without_data.chosen import DRAWN, Chosen, Divisor
-from stagelens.analyses.without_data.sentences import answers, how, mean_effect, sentence, title
+from stagelens.analyses.contributions.contribution_table import Stored
+from stagelens.analyses.without_data.chosen import DIVISORS, DRAWN, Chosen, Divisor
+from stagelens.analyses.without_data.sentences import (
+    MEASURED,
+    answers,
+    first_order,
+    how,
+    mean_effect,
+    sentence,
+    title,
+)
 from stagelens.analyses.without_data.stored import (
     WithoutData,
     read_without_data,
@@ -43,7 +53,7 @@ class LeftOut:
         chosen: The examples; None where only the command can tell which they are.
         where: The filter that names them, if it was one.
         divisor: What is left of a batch's loss.
-        estimate: What they contributed together to first order; None where that is not known of
+        estimate: What leaving them out takes away to first order; None where that is not known of
             all of them.
     """
 
@@ -59,7 +69,7 @@ def of_the_list(
     asked: Asked,
     chosen: pd.DataFrame,
     words: str,
-    contributions: pd.Series | None,
+    found: Stored | None,
 ) -> tuple[str, ...]:
     """Leave out the first examples of a list, as many as are asked for.
 
@@ -68,7 +78,7 @@ def of_the_list(
         asked: Whose behaviour, and which stage.
         chosen: The list.
         words: What was asked of it.
-        contributions: Of the examples of the list; None where they are not known.
+        found: What training examples contributed; None where that is not known.
 
     Returns:
         Their ids.
@@ -91,16 +101,34 @@ def of_the_list(
         said = count_text(len(ids), "training example")
         said = f"{said} {words}".strip() if every else f"the first {said} of the list"
         place = st.container()
-    together = None if contributions is None else added_up(contributions.head(int(count)))
-    what = LeftOut(said, Chosen(asked.stage, ids), estimate=together)
+    what = left_out(found, Chosen(asked.stage, ids), said)
     button_or_result(workspace, asked, what, "without-list", place)
     return ids
 
 
-def added_up(contributions: pd.Series) -> float | None:
-    """What examples contributed together; None where one of them has no number."""
-    # Of some of them alone it would say something else.
-    return None if contributions.isna().any() else float(contributions.sum())
+def left_out(
+    found: Stored | None,
+    chosen: Chosen | None,
+    words: str,
+    where: str | None = None,
+    divisor: Divisor = "rest",
+) -> LeftOut:
+    """Examples that may be left out, with what that does to first order where it is known.
+
+    Args:
+        found: What training examples contributed; None where that is not known.
+        chosen: See :class:`LeftOut`, as all others.
+        words: What they are.
+        where: Their filter.
+        divisor: What is left of a batch's loss.
+    """
+    estimate = None
+    told = found is not None and found.facts.kind is not None and found.facts.horizon is None
+    if found is not None and chosen is not None and told:
+        value, known = first_order(found, chosen, divisor)
+        # Of some of them alone it would say something else.
+        estimate = value if known == len(chosen.ids) and np.isfinite(value) else None
+    return LeftOut(words, chosen, where, divisor, estimate)
 
 
 def button_or_result(
@@ -124,7 +152,7 @@ def button_or_result(
         _told(workspace, asked, found, what.estimate)
         return
     if what.estimate is not None and what.chosen is not None:
-        _first_order_alone(asked, what.chosen, what.estimate)
+        _first_order_alone(asked, what.chosen, what.estimate, what.divisor)
     if why := no_replay(workspace, asked.stage):
         st.info(components.plain(why), icon=":material/info:")
         return
@@ -224,17 +252,17 @@ def _told(workspace: Workspace, asked: Asked, found: WithoutData, estimate: floa
         effect, word = mean_effect(found, behaviour, ids), trust_word(trust, behaviour.name)
         tiles = [("by replay", effect, f"{side(effect, behaviour)}, {MARKS[word]} {word}")]
         if estimate is not None:
-            note = f"{MARKS[FIRST_ORDER]} {FIRST_ORDER}, weight 0, divisor kept"
+            note = f"{MARKS[FIRST_ORDER]} {FIRST_ORDER}"
             tiles.append(("to first order", estimate, note))
         tiles.append((f"all of {asked.stage}", asked.effect, "effect of the whole stage"))
         show_tiles([(name, gain_text(value, behaviour), note) for name, value, note in tiles])
         components.text_block(f"{how(found.facts)} {DRAWN}", muted=True)
 
 
-def _first_order_alone(asked: Asked, chosen: Chosen, estimate: float) -> None:
+def _first_order_alone(asked: Asked, chosen: Chosen, estimate: float, divisor: Divisor) -> None:
     components.text_block(
-        f"To first order these {title(chosen)} contributed {gain_text(estimate, asked.behaviour)} "
-        f"to the {phrase(asked.behaviour)} ({MARKS[FIRST_ORDER]} {FIRST_ORDER}; for weight 0 with "
-        "the divisor kept). Groups do more or less than that: a replay decides.",
+        f"To first order these {title(chosen)} made for {gain_text(estimate, asked.behaviour)} of "
+        f"the {phrase(asked.behaviour)} ({MARKS[FIRST_ORDER]} {FIRST_ORDER}; {DIVISORS[divisor]}). "
+        f"{MEASURED}",
         muted=True,
     )

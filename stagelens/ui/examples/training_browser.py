@@ -78,12 +78,9 @@ def _browsed(workspace: Workspace, asked: Asked, loaded: Loaded) -> None:
         )
     listed: tuple[str, ...] = ()
     if not is_score(asked.behaviour):
-        known = chosen.get(CONTRIBUTION)
-        listed = left_out.of_the_list(workspace, asked, chosen, wanted.words(), known)
+        listed = left_out.of_the_list(workspace, asked, chosen, wanted.words(), found)
     if found is not None:
-        training_groups.groups_of_a_stage(
-            workspace, asked, frame, groups, listed, found.facts.curvature
-        )
+        training_groups.groups_of_a_stage(workspace, asked, frame, groups, listed, found)
 
 
 def _asked(workspace: Workspace, effects: Effects) -> Asked:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
+from stagelens.analyses.contributions.contribution_table import Stored
 from stagelens.analyses.contributions.durations import contributions_seconds
 from stagelens.analyses.contributions.parts_of_the_set import (
     FEWEST,
@@ -15,7 +16,7 @@ from stagelens.analyses.contributions.parts_of_the_set import (
     load_parts,
     parts_path,
 )
-from stagelens.analyses.training_data.groups import CONTRIBUTION, group_table
+from stagelens.analyses.training_data.groups import group_table
 from stagelens.analyses.without_data.chosen import Chosen
 from stagelens.derivatives.curvature_kinds import USUAL, Curvature
 from stagelens.estimators.durations import paces
@@ -29,7 +30,6 @@ from stagelens.wording.signs import gain, gain_range_text, marked
 
 from . import left_out
 from .contributions import Asked, impossible
-from .left_out import LeftOut
 
 _OTHERS = "other examples of a group"
 _BOTH = "other examples of a group, and other evaluation examples,"
@@ -44,7 +44,7 @@ def groups_of_a_stage(
     frame: pd.DataFrame,
     groups: dict[str, pd.Series],
     listed: tuple[str, ...],
-    curvature: Curvature,
+    found: Stored,
 ) -> None:
     """A table of groups, and a button that replays the training without the first one.
 
@@ -54,7 +54,7 @@ def groups_of_a_stage(
         frame: Its training examples with their contributions.
         groups: What they can be grouped by.
         listed: Those that the list offers to leave out, which are not offered twice.
-        curvature: What stood for second derivatives in the contributions.
+        found: What they contributed.
     """
     if not groups:
         return
@@ -67,6 +67,7 @@ def groups_of_a_stage(
         help="Columns of the recorded data set, or of a file that stagelens training-data "
         "--columns was given, come first.",
     )
+    curvature = found.facts.curvature
     parts = _parts(workspace, asked, curvature)
     table = group_table(frame, groups[by], parts)
     table = table.assign(gain=gain(table["contribution"], asked.behaviour))
@@ -118,8 +119,7 @@ def groups_of_a_stage(
     if set(ids) == set(listed):
         components.text_block("The first group is what the list above leaves out.", muted=True)
         return
-    together = left_out.added_up(own[CONTRIBUTION])
-    what = LeftOut(words, Chosen(asked.stage, ids), estimate=together)
+    what = left_out.left_out(found, Chosen(asked.stage, ids), words)
     left_out.button_or_result(workspace, asked, what, "without-group")
 
 

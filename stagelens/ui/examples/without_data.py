@@ -16,7 +16,7 @@ from stagelens.analyses.without_data.chosen import (
     columns_of,
     load_listed,
 )
-from stagelens.analyses.without_data.sentences import first_order, mean_effect, title
+from stagelens.analyses.without_data.sentences import mean_effect, title
 from stagelens.analyses.without_data.stored import stored_without_data
 from stagelens.contracts import StageLensError
 from stagelens.runs.training_rows import TrainingRows, training_rows_path
@@ -29,7 +29,7 @@ from stagelens.wording.trust_words import trust_word
 
 from . import left_out
 from .contributions import Asked
-from .left_out import FIRST, LeftOut
+from .left_out import FIRST
 
 HURT, HELPED, DIFFERS, FILTER = (
     "those that hurt most",
@@ -68,12 +68,7 @@ def without_data_section(
     own: Divisor = "kept" if divisor == "kept" else "rest"
     components.text_block(DRAWN, muted=True)
     if chosen is not None or where is not None:
-        estimate = None
-        if chosen is not None and found.facts.kind is not None:
-            total, known = first_order(found, chosen)
-            # Of some of them alone it would say something else.
-            estimate = total if known == len(chosen.ids) else None
-        what = LeftOut("them", chosen, where, own, estimate)
+        what = left_out.left_out(found, chosen, "them", where, own)
         left_out.button_or_result(workspace, asked, what, "replay-without-data")
     _every(workspace, asked)
 
