@@ -92,6 +92,12 @@ def _slope(effects: np.ndarray, prediction: np.ndarray) -> float:
     return float((effects * prediction).sum()) / size if size > 0 else float("nan")
 
 
+def slopes_between(effects: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """:func:`slope_between` of each question by itself; (K,)."""
+    pairs = zip(effects, prediction, strict=True)
+    return np.array([slope_between(a[None], b[None]) for a, b in pairs])
+
+
 def relative_error(effects: np.ndarray, prediction: np.ndarray) -> float:
     """||predicted - replayed|| / ||replayed|| over all groups and questions."""
     return float(np.linalg.norm(prediction - effects) / np.linalg.norm(effects))

@@ -50,6 +50,7 @@ from tests.benchmarks.group_agreement import (
     relative_error,
     slope_between,
     slope_of_sizes,
+    slopes_between,
 )
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
 
@@ -247,6 +248,7 @@ def measured(
     scores = rank_correlations(effects, prediction)
     mean = rank_correlations(effects.mean(0)[None], prediction.mean(0)[None])[0]
     low, middle, high = np.nanquantile(scores, (0.1, 0.5, 0.9))
+    slopes = np.nanquantile(slopes_between(effects, prediction), (0.1, 0.9))
     return {
         **other,
         "lds": middle,
@@ -254,6 +256,8 @@ def measured(
         "lds 90 %": high,
         "lds of mean": mean,
         "slope": slope_between(effects, prediction),
+        "slope 10 %": slopes[0],
+        "slope 90 %": slopes[1],
         "size": slope_of_sizes(effects, prediction),
         "error": relative_error(effects, prediction),
         "groups": effects.shape[1],
@@ -313,7 +317,8 @@ def summary(lines: pd.DataFrame) -> pd.DataFrame:
     """Medians over seeds and stages, and the range of their linear datamodelling scores."""
     keys = ["scenario", "fraction", "divisor", "method"]
     by = lines.groupby(keys, sort=False)
-    names = ["lds", "lds 10 %", "lds 90 %", "lds of mean", "slope", "size", "error", "seconds"]
+    names = [*("lds", "lds 10 %", "lds 90 %", "lds of mean", "slope", "slope 10 %", "slope 90 %")]
+    names += ["size", "error", "seconds"]
     table = by[names].median()
     table.insert(1, "least", by["lds"].min())
     table.insert(2, "most", by["lds"].max())

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import stagelens
+from stagelens.analyses.contributions.computing import contribute
+from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.contributions.first_order import contributions
+from stagelens.analyses.without_data.chosen import by_ids
+from stagelens.analyses.without_data.computing import without_data
+from stagelens.analyses.without_data.sentences import first_order, mean_effect
 from stagelens.contracts import Example
 from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage, active_names
 from stagelens.replaying.left_out import Divisor
@@ -102,6 +107,19 @@ def test_what_adds_up_is_predicted_in_full(linear: Run, tmp_path: Path, divisor:
     again.rows = replays.rows
     kept = [replays.values(key, dict) for key in replays.known]
     assert np.array_equal([again.values(key, dict) for key in replays.known], kept)
+
+
+@pytest.mark.parametrize("divisor", ["rest", "kept"])
+def test_what_pages_say_to_first_order_is_exact_then(linear: Run, divisor: Divisor) -> None:
+    rows = training_rows(linear, linear.stages[0])
+    asked = contribute(linear, "test", Question(), "margin")
+    for ids in (["0-0"], list(rows.table["example_id"][2:9])):
+        chosen = by_ids(rows, ids)
+        found = without_data(linear, "test", chosen, divisor)
+        estimate, known = first_order(asked, chosen, divisor)
+        assert known == len(ids)
+        exact = mean_effect(found, found.behaviours["margin"])
+        assert estimate == pytest.approx(exact, abs=1e-12)
 
 
 def test_with_no_curvature_the_order_of_batches_changes_effects_by_decay_alone(

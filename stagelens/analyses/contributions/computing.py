@@ -95,8 +95,9 @@ def contribute(
     shares = found.examples
     of_step = _of_steps(shares)
     for row in found.steps.itertuples():
+        own_slope = of_step.get((row.stage, row.step), {})
         rows.append({"part": "step", "stage": row.stage, "step": row.step,
-                     "value": row.contribution, **of_step.get((row.stage, row.step), {})})  # fmt: skip
+                     "value": row.contribution, **own_slope})  # fmt: skip
     for stage in swept:
         if shares is None or stage.name in found.steps_only:
             continue

@@ -17,10 +17,10 @@ from .chosen import DIVISORS, Chosen, Divisor
 from .stored import WithoutData, WithoutDataFacts
 
 MEASURED = (
-    "First order ranks random groups as replays do, but its sizes are off by example, and more the "
-    "more is left out: a replay decides."
+    "First order ranks groups much as replays do, but for a single answer its size is off by about "
+    "half, and by more where half of a stage is left out: a replay decides."
 )
-"""What was measured of it, see docs/fidelity.md."""
+"""What leave-some-out replays say of :func:`first_order`, see docs/fidelity.md."""
 
 _ONE_VALUE = re.compile(r"with ([\w-]+)=([\w-]+)")
 
