@@ -148,8 +148,9 @@ def sweep(
                 vectors.values[name] = vectors.values[name] + tensor
         if why is not None:
             # The examples of all its steps or of none, so that their sums mean the same.
-            none = {"examples": None, "slopes": None, "carried": math.nan, "why": why}
-            steps = [replace(one, **none) for one in steps]
+            steps = [
+                replace(one, examples=None, slopes=None, carried=math.nan, why=why) for one in steps
+            ]
         found += steps
         later = own
     return found
