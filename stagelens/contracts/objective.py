@@ -105,6 +105,10 @@ class Objective(ABC):
         """See :meth:`Task.row_examples`; by default what the task says."""
         return task.row_examples(batch)
 
+    def documents(self, task: Task, batch: Any) -> torch.Tensor | None:
+        """See :meth:`Task.documents`; by default what the task says."""
+        return task.documents(batch)
+
     def coupling(self, task: Task, batch: Any) -> str | None:
         """See :meth:`Task.coupling`; by default what the task says."""
         return task.coupling(batch)

@@ -218,8 +218,9 @@ class Task(ABC):
             batch: As ``loss`` takes it.
 
         Returns:
-            B examples in the batch's order, with the input and the label that the model was given;
-            their ids mean nothing. None, the default, if the task cannot recover them.
+            B examples in the batch's order, or one for each of its ``documents``, with the input
+            and the label that the model was given; their ids mean nothing. None, the default, if
+            the task cannot recover them.
         """
         return None
 
@@ -233,6 +234,20 @@ class Task(ABC):
 
         Returns:
             None, the default: each row is an example by itself.
+        """
+        return None
+
+    def documents(self, batch: Any) -> torch.Tensor | None:
+        """The training example that each token of a batch belongs to, where rows hold several.
+
+        Its loss is then that over its tokens, as labels of what comes before them.
+
+        Args:
+            batch: As ``loss`` takes it; a dictionary with ``labels`` (B, T), -100 for none.
+
+        Returns:
+            (B, T) numbers from 0 over the batch, -1 for padding; None, the default, where each row
+            is at most one example.
         """
         return None
 

@@ -258,7 +258,7 @@ class StageLoss:
         assert at.split is not None
         pairs = zip(self.names, at.x, strict=True)
         v = [direction[name] if name in direction else torch.zeros_like(t) for name, t in pairs]
-        return at.split.per_example(at.x, v, self.loss.row_examples(at.micro.batch))
+        return at.split.per_example(at.x, v, self.loss.owners(at.micro.batch))
 
     def part(
         self, values: Mapping[str, Tensor], record: StepRecord, positions: Collection[int]
@@ -276,8 +276,8 @@ class StageLoss:
         total: dict[str, Tensor] = {}
         first = 0
         for micro in _batches(record):
-            owners = self.loss.row_examples(micro.batch)
-            count = max(owners) + 1
+            owners = self.loss.owners(micro.batch)
+            count = int(owners.max()) + 1
             chosen = {p - first for p in positions if first <= p < first + count}
             first += count
             if chosen:

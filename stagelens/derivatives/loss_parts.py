@@ -93,7 +93,7 @@ class Split:
         return derivative(self.outputs, derivative(self.slopes, self.along(x, v), detached), x)
 
     def outer(
-        self, x: list[Tensor], v: list[Tensor], owners: Sequence[int], factor: float
+        self, x: list[Tensor], v: list[Tensor], owners: Tensor, factor: float
     ) -> list[Tensor]:
         """``v -> factor sum_i g_i (g_i . v)``, with g_i as :meth:`per_example` has them.
 
@@ -103,14 +103,16 @@ class Split:
             owners: See :meth:`per_example`, which raises the same.
             factor: See above.
         """
-        dots = factor * self.per_example(x, v, owners)[torch.tensor(owners)]
+        # What belongs to no example has no slope, whatever it is weighed by.
+        dots = factor * nn.functional.pad(self.per_example(x, v, owners), (1, 0))
         bent = []
         for cut, slope in zip(self.cuts, self.slopes, strict=True):
-            rows = slope.detach().reshape(len(owners), -1)
-            bent.append((rows * dots.to(rows)[:, None]).reshape(cut.value.shape))
+            owner = _owner(cut.value.shape, owners, cut.inside)
+            rows = slope.detach().reshape(len(owner), -1)
+            bent.append((rows * dots[owner + 1].to(rows)[:, None]).reshape(cut.value.shape))
         return derivative(self.outputs, bent, x)
 
-    def part(self, x: list[Tensor], owners: Sequence[int], chosen: Collection[int]) -> list[Tensor]:
+    def part(self, x: list[Tensor], owners: Tensor, chosen: Collection[int]) -> list[Tensor]:
         """``sum_i J_i^T dL/dz_i`` over some examples: their part of the gradient in x.
 
         Args:
@@ -121,45 +123,69 @@ class Split:
         Raises:
             NotSeparable: As :meth:`per_example`.
         """
-        kept = torch.tensor([owner in chosen for owner in owners])
-        slopes = []
+        slopes, wanted = [], torch.tensor(sorted(chosen))
         for cut, slope in zip(self.cuts, self.slopes, strict=True):
-            by_row = slope.detach().reshape(self._rows(cut, len(owners)), -1)
-            mask = kept.to(by_row.device).repeat_interleave(len(by_row) // len(owners))
-            slopes.append((by_row * mask[:, None]).reshape(slope.shape))
+            mask = torch.isin(_owner(cut.value.shape, owners, cut.inside), wanted)
+            rows = slope.detach().reshape(len(mask), -1)
+            slopes.append((rows * mask.to(rows.device)[:, None]).reshape(slope.shape))
         return derivative(self.outputs, slopes, x)
 
-    @staticmethod
-    def _rows(cut: _Cut, count: int) -> int:
-        """How many rows z has: one, or one per token, for each of ``count`` rows of the batch."""
-        rows = cut.value.shape[0] if cut.value.ndim else 1
-        if rows != count and (not cut.inside or rows % count):
-            raise NotSeparable(
-                "the model's outputs do not have one row per example, so examples' shares of "
-                "a step are not defined; ask for steps"
-            )
-        return rows
-
-    def per_example(self, x: list[Tensor], v: list[Tensor], owners: Sequence[int]) -> Tensor:
+    def per_example(self, x: list[Tensor], v: list[Tensor], owners: Tensor) -> Tensor:
         """``g_i . v = dL/dz_i . (J v)_i`` for every example i; (B,) float64, on the CPU.
 
         Args:
             x: What the gradient is in.
             v: A vector over x.
-            owners: The example, from 0 to B - 1, that each row of the batch belongs to.
+            owners: (B,) the example, from 0 to B - 1, that each row of the batch belongs to; or
+                (B, T) that of each token, -1 for none. What a language model gives at a token is
+                about the next one, and so its example's.
 
         Raises:
-            NotSeparable: z does not have one row, or one per token, for each row of the batch.
+            NotSeparable: z does not have one row, or one per token, for each row of the batch; or
+                the loss depends on what belongs to no example.
         """
-        count, owner = len(owners), torch.tensor(owners)
-        for cut in self.cuts:
-            self._rows(cut, count)
-        total = torch.zeros(max(owners) + 1, dtype=torch.float64)
-        for slope, along_v in zip(self.slopes, self.along(x, v), strict=True):
+        every = [_owner(cut.value.shape, owners, cut.inside) for cut in self.cuts]
+        total = torch.zeros(int(owners.max()) + 2, dtype=torch.float64)
+        for owner, slope, along_v in zip(every, self.slopes, self.along(x, v), strict=True):
             # A language model's rows are tokens, with those of one text next to each other.
-            own = (slope * along_v).detach().reshape(count, -1).sum(1)
-            total.index_add_(0, owner, own.double().cpu())
-        return total
+            own = (slope * along_v).detach().reshape(len(owner), -1).sum(1)
+            total.index_add_(0, owner + 1, own.double().cpu())
+        if abs(total[0]) > _NOTHING * total.abs().sum():
+            raise NotSeparable(
+                "a part of the loss is about tokens that belong to no example, so examples' shares "
+                "of a step do not add up to it; ask for steps"
+            )
+        return total[1:]
+
+
+_NOTHING = 1e-6
+"""Part of a step that rounding leaves to no example."""
+
+
+def _owner(shape: torch.Size, owners: Tensor, inside: bool) -> Tensor:
+    """The example that each row of z belongs to, -1 for none; rows as z is then reshaped to.
+
+    Args:
+        shape: Of z.
+        owners: See :meth:`Split.per_example`.
+        inside: Whether the model itself computes a loss from z.
+    """
+    count, rows = len(owners), shape[0] if shape else 1
+    if rows != count and (not inside or rows % count):
+        raise NotSeparable(
+            "the model's outputs do not have one row per example, so examples' shares of a step "
+            "are not defined; ask for steps"
+        )
+    if owners.ndim == 1:
+        return owners
+    about = torch.cat([owners[:, 1:], owners.new_full((count, 1), -1)], 1)
+    tokens = rows // count if rows != count or len(shape) < 2 else shape[1]
+    if tokens not in (about.shape[1], about.shape[1] - 1):
+        raise NotSeparable(
+            "the model's outputs do not have one row per token, so the shares of documents that "
+            "are packed into a row are not defined; ask for steps"
+        )
+    return about[:, :tokens].flatten()
 
 
 class _Parting(TorchFunctionMode):

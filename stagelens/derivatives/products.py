@@ -162,7 +162,7 @@ class EmpiricalFisher(_Symmetric):
         assert at.split is not None
         batch = at.micro.batch
         factor = divided_by(self._stage, self._task, batch) * self._rules.divisor(at.micro)
-        return at.split.outer(at.x, v, self._loss.row_examples(batch), factor)
+        return at.split.outer(at.x, v, self._loss.owners(batch), factor)
 
 
 class Nothing(_Symmetric):

@@ -164,6 +164,8 @@ def _told(trust: StageTrust, stage: Stage, left_out: LeftOut) -> StageTrust:
             f"BatchNorm ({left_out.normalised[0]}) computed with those of a batch that are left, "
             "so that these changed too."
         )
+    if left_out.packed:
+        said.append(_ACROSS[left_out.read])
     if left_out.other_draws:
         names = ", ".join(sorted(left_out.other_draws))
         said.append(
@@ -176,6 +178,16 @@ def _told(trust: StageTrust, stage: Stage, left_out: LeftOut) -> StageTrust:
         said.append("Answers that were sampled, and what they earned, stayed as recorded.")
         trust = trust.model_copy(update={"on_samples": (stage.name, *trust.on_samples)})
     return trust.model_copy(update={"reason": " ".join([trust.reason, *said])})
+
+
+_ACROSS = {
+    None: "Documents share rows, and none that is left comes after one that is left out.",
+    False: "Documents share rows and do not read one another, so that this is as if those left "
+    "out had not been in them.",
+    True: "Documents share rows: those left out stay there, out of the loss alone, and those that "
+    "follow read them as they did.",
+}
+"""Whether documents that are left read those that are left out, in words."""
 
 
 def without_rows(

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from stagelens.contracts import Refused, Task
 from stagelens.runs.batches import batch_size
 from stagelens.runs.run import Stage
 from stagelens.runs.step_records import MicroBatch, Part
+from stagelens.tasks.packed_documents import with_other_tokens, without_documents
 
 from .coarse_plan import IGNORED, ITEMS, take_examples
 
@@ -23,6 +25,8 @@ class Cut:
     Attributes:
         micro: As recorded.
         owners: The example of each row; None where each is one by itself.
+        documents: The example of each token, (B, T), where rows hold several: no row leaves then,
+            and tokens lose their labels. None elsewhere.
         count: How many examples it has.
         kept: Those that are left, in order.
         terms: How many terms its loss is the mean of.
@@ -33,6 +37,7 @@ class Cut:
 
     micro: MicroBatch
     owners: Sequence[int] | None
+    documents: Tensor | None
     count: int
     kept: list[int]
     terms: float = 0.0
@@ -42,9 +47,13 @@ class Cut:
     @classmethod
     def of(cls, stage: Stage, task: Task, micro: MicroBatch, left_out: set[int], first: int) -> Cut:
         owners = stage.objective.row_examples(task, micro.batch)
-        count = batch_size(micro.batch) if owners is None else max(owners) + 1
+        documents = stage.objective.documents(task, micro.batch)
+        if documents is not None:
+            count = int(documents.max()) + 1
+        else:
+            count = batch_size(micro.batch) if owners is None else max(owners) + 1
         kept = [place for place in range(count) if first + place not in left_out]
-        cut = cls(micro, owners, count, kept)
+        cut = cls(micro, owners, documents, count, kept)
         if not left_out:
             return cut
         if (why := stage.objective.coupling(task, micro.batch)) is not None:
@@ -77,9 +86,28 @@ class Cut:
         kept = set(self.kept)
         return self._part([place for place in range(self.count) if place not in kept])
 
+    @property
+    def shares_rows(self) -> bool:
+        """Whether an example that is left comes after one in its row that is left out."""
+        if self.documents is None:
+            return False
+        gone = (self.documents >= 0) & ~torch.isin(self.documents, torch.tensor(self.kept))
+        mine = (self.documents >= 0) & ~gone
+        return bool((mine & (gone.cumsum(1) > 0)).any())
+
+    def rest_after_others(self) -> MicroBatch:
+        """As :meth:`rest`, with other tokens in those left out: do those that are left see it?"""
+        assert self.documents is not None
+        rest = self.rest()
+        batch = with_other_tokens(rest.batch, self.documents, self.kept)
+        return replace(rest, batch=batch)
+
     def _part(self, examples: Sequence[int]) -> MicroBatch:
         if len(examples) == self.count:
             return replace(self.micro)
+        if self.documents is not None:
+            batch = without_documents(self.micro.batch, self.documents, examples)
+            return replace(self.micro, batch=batch, rows=None)
         batch = take_examples(self.micro.batch, examples, self.owners)
         if self.kind == "count":
             # Here the divisor is counted over all micro-batches of the step.

@@ -18,6 +18,10 @@ Leaving out all examples is therefore the same as removing the stage.
 Examples that are left draw the random numbers that they drew (:mod:`.same_draws`). Where they see
 those of their batch (BatchNorm), leaving these out changes them too; a loss that compares examples
 with one another is refused.
+
+Of rows that several documents are packed into, none leaves: the tokens of those left out lose their
+labels, so that they are out of the loss. Whether those that follow in the row read them all the
+same is found out by giving them other tokens.
 """
 
 from __future__ import annotations
@@ -71,6 +75,9 @@ class LeftOut:
         steps: Of the stage.
         other_draws: Operations whose random numbers could not be kept for those that are left.
         normalised: Modules in which the examples of a batch affect one another.
+        packed: Whether examples are documents that share rows with others.
+        read: Whether documents that are left read those left out, which stay in their rows; None
+            where none comes after one in its row.
     """
 
     uses: int = 0
@@ -80,6 +87,8 @@ class LeftOut:
     steps: int = 0
     other_draws: set[str] = field(default_factory=set)
     normalised: tuple[str, ...] = ()
+    packed: bool = False
+    read: bool | None = None
 
 
 @dataclass
@@ -106,6 +115,7 @@ class RowsOfStage:
         check_replayable([stage])
         self._task, self._stage, self._divisor = task, stage, divisor
         self._checked = False
+        self._read: bool | None = None
 
     def replay(
         self,
@@ -183,6 +193,7 @@ class RowsOfStage:
         told.changed += 1
         if not self._checked:
             self._checked = any(self._check(replay, cut, told) for cut in cuts)
+        self._look_across(replay, cuts, told)
         if not any(cut.left for cut in cuts):
             told.skipped += 1
             return None
@@ -250,22 +261,22 @@ class RowsOfStage:
             "of)"
         )
 
+    @torch.no_grad()
+    def _look_across(self, replay: StageReplay, cuts: Sequence[Cut], told: LeftOut) -> None:
+        """Find out, once a stage, whether documents read those before them in their row."""
+        told.packed |= any(cut.documents is not None for cut in cuts)
+        if self._read is None and (cut := next((c for c in cuts if c.shares_rows), None)):
+            micros = (cut.rest(), cut.rest_after_others())
+            before = [buffer.clone() for buffer in replay.model.buffers()]
+            (one, other), tolerance = _losses(replay, micros, set())
+            for buffer, value in zip(replay.model.buffers(), before, strict=True):
+                buffer.copy_(value)
+            self._read = abs(one - other) > tolerance * max(abs(one), abs(other))
+        told.read = self._read
+
     def _parts(self, replay: StageReplay, cut: Cut, draws: set[str]) -> _Compared:
-        tolerance = max(tolerance_of(replay.rules, replay.model), 1e-9)
-        if next(replay.model.parameters()).dtype is torch.float64:
-            tolerance = 1e-9
-        losses = []
-        for micro in (cut.micro, cut.rest(), cut.others()):
-            device = next(replay.model.parameters()).device
-            devices.restore_random(micro.rng, device)
-            with same_draws(micro) as own:
-                loss = loss_of(
-                    replay.loss, replay.model, to_device(micro.batch, device), replay.rules
-                )
-            if own is not None:
-                draws |= own.others
-            losses.append(float(loss))
-        whole, left, others = losses
+        micros = (cut.micro, cut.rest(), cut.others())
+        (whole, left, others), tolerance = _losses(replay, micros, draws)
         if cut.adds_up:
             parts = left + others
         else:
@@ -279,6 +290,24 @@ class _Compared:
     whole: float
     parts: float
     same: bool
+
+
+def _losses(
+    replay: StageReplay, micros: Sequence[MicroBatch], draws: set[str]
+) -> tuple[list[float], float]:
+    """Losses of passes, by the random numbers of the recorded one, and what rounding explains."""
+    device = next(replay.model.parameters()).device
+    found, tolerance = [], 1e-9
+    for micro in micros:
+        devices.restore_random(micro.rng, device)
+        with same_draws(micro) as own:
+            loss = loss_of(replay.loss, replay.model, to_device(micro.batch, device), replay.rules)
+        if own is not None:
+            draws |= own.others
+        found.append(float(loss))
+        if loss.dtype is not torch.float64:  # as transformers have it, whatever the model is in
+            tolerance = max(tolerance, tolerance_of(replay.rules, replay.model))
+    return found, tolerance
 
 
 def _normalised(model: nn.Module) -> tuple[str, ...]:

@@ -149,16 +149,20 @@ class TrainingLoss:
         found.objective = objective
         return found
 
-    def row_examples(self, batch: Any) -> Sequence[int]:
-        """The example that each row of a batch belongs to, where the loss is a sum over examples.
+    def owners(self, batch: Any) -> Tensor:
+        """The example that each row of a batch belongs to, (B,), where the loss is a sum over them.
+
+        Of a batch whose rows hold several, that of each token: (B, T), -1 for none.
 
         Raises:
-            NotSeparable: It compares examples with one another.
+            NotSeparable: The loss compares examples with one another.
         """
         if (why := self.objective.coupling(self.task, batch)) is not None:
             raise NotSeparable(why)
+        if (documents := self.objective.documents(self.task, batch)) is not None:
+            return documents
         found = self.objective.row_examples(self.task, batch)
-        return range(batch_size(batch)) if found is None else found
+        return torch.tensor(range(batch_size(batch)) if found is None else found)
 
     def moves(self, step: int) -> bool:
         """Whether a reference model moves after a step, numbered from 0."""

@@ -31,7 +31,7 @@ from .run import Run, Stage
 from .schema import digest
 from .step_records import MicroBatch
 
-_METHOD = 1
+_METHOD = 2
 """Part of every key; raised when what is stored changes."""
 
 COLUMNS = ("example_id", "label", "content", "step", "position", "uses", "steps", "positions")
@@ -80,6 +80,8 @@ def examples_in(stage: Stage, task: Any, batch: Any) -> list[Example | None]:
         return list(shown)
     from .batches import batch_size
 
+    if (documents := stage.objective.documents(task, batch)) is not None:
+        return [None] * (int(documents.max()) + 1)
     owners = stage.objective.row_examples(task, batch)
     return [None] * (batch_size(batch) if owners is None else max(owners) + 1)
 
@@ -97,7 +99,8 @@ def uses(run: Run, stage: Stage, step: int, batches: Sequence[MicroBatch]) -> li
     for micro, one in enumerate(batches):
         shown = examples_in(stage, run.task, one.batch)
         tensors = _by_tensors(stage, run.task, one.batch) if None in shown else []
-        rows = one.rows if one.rows is not None and len(one.rows) == len(shown) else None
+        rows = rows_used(stage, run.task, one)
+        rows = rows if rows is not None and len(rows) == len(shown) else None
         for place, example in enumerate(shown):
             found.append(
                 Use(
@@ -111,10 +114,24 @@ def uses(run: Run, stage: Stage, step: int, batches: Sequence[MicroBatch]) -> li
     return found
 
 
+def rows_used(stage: Stage, task: Any, micro: MicroBatch) -> Sequence[int] | None:
+    """The rows of the recorded data set that the examples of a micro-batch are.
+
+    None without one, and for documents: they are parts of its rows.
+    """
+    if micro.rows is None or stage.objective.documents(task, micro.batch) is not None:
+        return None
+    return micro.rows
+
+
 def _by_tensors(stage: Stage, task: Any, batch: Any) -> list[str]:
-    """Per example a digest of its part of every tensor."""
+    """Per example a digest of its part of every tensor; of a document its tokens and labels."""
     from .batches import batch_size, flatten
 
+    if (documents := stage.objective.documents(task, batch)) is not None:
+        places = [documents == number for number in range(int(documents.max()) + 1)]
+        parts = [[batch[name][own] for name in ("input_ids", "labels")] for own in places]
+        return [hashlib.sha256(b"".join(map(_bytes, part))).hexdigest() for part in parts]
     owners = stage.objective.row_examples(task, batch)
     owners = range(batch_size(batch)) if owners is None else owners
     hashers = [hashlib.sha256() for _ in range(max(owners) + 1)]

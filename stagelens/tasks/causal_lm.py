@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from stagelens.contracts import Behaviour, Example, Predictions, TaskError, TokenValues
 
 from .likelihoods import PADDING, below, likelihoods
+from .packed_documents import documents_in, shown
 from .shared_prefixes import LEAST_SHARE, alike_to
 from .tokenizer import TextError
 from .transformer_task import (
@@ -22,7 +24,6 @@ from .transformer_task import (
     characters,
     checked_texts,
     model_facts,
-    unpadded,
 )
 
 
@@ -73,6 +74,9 @@ class CausalLM(TransformerTask):
         max_length: Longer ones are cut to this many tokens; None for what model and tokenizer take.
         attention: The model's ``attn_implementation``; None for transformers' default.
         make_model: Builds a module of your own from ``model``; see :class:`ImageClassification`.
+        ends_documents: Whether the end-of-text token ends a training document within a row that
+            says nothing else of where its documents begin. It is not guessed, because in many chats
+            every turn ends with that token.
 
     Example:
         >>> task = CausalLM.from_model(model, tokenizer)      # doctest: +SKIP
@@ -117,19 +121,32 @@ class CausalLM(TransformerTask):
     )
     _auto_class = "AutoModelForCausalLM"
 
+    def __init__(self, *given: Any, ends_documents: bool = False, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.ends_documents = ends_documents
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See :class:`~stagelens.contracts.Task`."""
+        own = super().config
+        return {**own, "ends_documents": True} if self.ends_documents else own
+
     @classmethod
-    def from_model(cls, model: Any, tokenizer: Any, *, max_length: int | None = None) -> Self:
+    def from_model(
+        cls, model: Any, tokenizer: Any, *, max_length: int | None = None, **options: Any
+    ) -> Self:
         """The task of a model as it is: configuration and attention are read from it.
 
         Args:
             model: A ``transformers`` model.
             tokenizer: The model's fast tokenizer.
             max_length: Longer texts are cut to this many tokens.
+            options: Further arguments of the task.
 
         Raises:
             TaskError: Model and tokenizer do not fit each other, or the task.
         """
-        return cls(tokenizer=tokenizer, max_length=max_length, **model_facts(model))
+        return cls(tokenizer=tokenizer, max_length=max_length, **model_facts(model), **options)
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
         """Say so if an input is longer than the model takes.
@@ -196,21 +213,25 @@ class CausalLM(TransformerTask):
             batch["rejected_rows"] = torch.tensor(list(other))
         return batch
 
-    def examples(self, batch: Batch) -> list[Example] | None:
-        """Texts, or prompts and completions, as the tokenizer decodes them."""
+    def examples(self, batch: Batch, by_end: bool = False) -> list[Example] | None:
+        """Texts, or prompts and completions, as the tokenizer decodes them; see ``documents``."""
         if not self.assets or "labels" not in batch:
             return None
-        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
-        found = []
-        for number, ids in enumerate(unpadded(batch)):
-            scored = batch["labels"][number][mask[number]] != IGNORED
-            first = int(scored.int().argmax()) if scored.any() else len(ids)
-            prompt, rest = (
-                self.tokenizer.decode(part, special=False) for part in (ids[:first], ids[first:])
-            )
-            content = {"prompt": prompt, "completion": rest} if prompt else {"text": rest}
-            found.append(Example(str(number), content))
-        return found
+        decode = partial(self.tokenizer.decode, special=False)
+        return shown(batch, self.documents(batch, by_end), decode)
+
+    def documents(self, batch: Batch, by_end: bool = False) -> Tensor | None:
+        """Those of rows that several are packed into; see :func:`.packed_documents.documents_in`.
+
+        Args:
+            batch: As ``loss`` takes it.
+            by_end: As if the task had ``ends_documents``.
+        """
+        if not (by_end or self.ends_documents):
+            return documents_in(batch)
+        own = self.tokenizer.special_id("eos_token") if self.assets else None
+        named = self.model.get("eos_token_id") if own is None else own
+        return documents_in(batch, [named] if isinstance(named, int) else named or ())
 
     def _rows(self, value: Mapping[str, Any]) -> tuple[_Row, _Row | None]:
         """An example's input as the row that is scored, and that of the rejected completion."""

@@ -45,7 +45,9 @@ class Seq2Seq(CausalLM):
     _auto_class = "AutoModelForSeq2SeqLM"
 
     @classmethod
-    def from_model(cls, model: Any, tokenizer: Any, *, max_length: int | None = None) -> Self:
+    def from_model(
+        cls, model: Any, tokenizer: Any, *, max_length: int | None = None, **options: Any
+    ) -> Self:
         """The task of a model as it is; see :meth:`CausalLM.from_model`."""
         facts = model_facts(model)
         # A Trainer switches it off for the model, but a decoder has a configuration of its own,
@@ -53,7 +55,7 @@ class Seq2Seq(CausalLM):
         decoder = model.get_decoder()
         if decoder is not None and hasattr(decoder.config, "use_cache"):
             facts["model"]["use_cache"] = decoder.config.use_cache
-        return cls(tokenizer=tokenizer, max_length=max_length, **facts)
+        return cls(tokenizer=tokenizer, max_length=max_length, **facts, **options)
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
         """Say so if an input is longer than the model takes.
@@ -137,7 +139,10 @@ class Seq2Seq(CausalLM):
             batch["rejected_rows"] = torch.tensor(rows)
         return batch
 
-    def examples(self, batch: Batch) -> list[Example] | None:
+    def documents(self, batch: Batch, by_end: bool = False) -> None:
+        """None: what the encoder reads is not packed."""
+
+    def examples(self, batch: Batch, by_end: bool = False) -> list[Example] | None:
         """Prompts and completions as the tokenizer decodes them."""
         if not self.assets or "labels" not in batch:
             return None

@@ -258,7 +258,7 @@ def test_a_models_own_cross_entropy_is_told_apart_by_examples(kind: str) -> None
     x = list(model.parameters())
     v = [torch.randn_like(p) for p in x]
     split = Split.of(task.loss, model, batch, 1)
-    shares = split.per_example(x, v, range(3))
+    shares = split.per_example(x, v, torch.arange(3))
     own, counts = [], []
     for row in range(3):
         one = {name: tensor[row : row + 1] for name, tensor in batch.items()}

@@ -131,7 +131,7 @@ def test_an_example_has_the_gradient_that_the_loss_lacks_without_it(name: str) -
     x = list(model.parameters())
     v = [torch.randn_like(p) for p in x]
     owners = task.row_examples(batch) or range(batch_size(batch))
-    shares = Split.of(task.loss, model, batch, 1).per_example(x, v, owners)
+    shares = Split.of(task.loss, model, batch, 1).per_example(x, v, torch.tensor(owners))
     assert len(shares) == len(task.examples(batch))
 
     def summed(rows: list[int]) -> Tensor:

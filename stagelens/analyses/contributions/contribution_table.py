@@ -18,7 +18,7 @@ from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.tasks import traits
 
-_CONTRIBUTIONS = 2
+_CONTRIBUTIONS = 3
 """Part of every key; raised when the sweep, or what is kept of it, changes."""
 _OF_PLAIN_LOSSES = 1
 """The same for runs of built-in tasks that name no objective: what changed since is of others."""
@@ -226,7 +226,9 @@ def contributions_path(
         curvature: What stands for second derivatives.
         horizon: See :class:`ContributionFacts`.
     """
-    plain = traits(run.file.task.name) is not None and not run.file.task.own
+    known = traits(run.file.task.name)
+    # Of texts that are gone on from, several may be packed into a row.
+    plain = known is not None and not known.continues_text and not run.file.task.own
     plain = plain and all(stage.facts.objective is None for stage in run.stages)
     revision = _OF_PLAIN_LOSSES if plain else _CONTRIBUTIONS
     within = () if horizon is None else (horizon,)

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.contributions.first_order import behaviour_gradient
-from stagelens.contracts import Behaviour, Progress, ProgressCallback, Refused, no_progress
+from stagelens.contracts import Behaviour, Progress, ProgressCallback, Refused, Task, no_progress
 from stagelens.derivatives.adjoint import StepContribution, sweep_within
 from stagelens.derivatives.curvature_kinds import USUAL, Curvature
 from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage
 from stagelens.effects.results import BehaviourFacts
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.training_rows import TrainingRows, training_rows
+from stagelens.runs.training_rows import TrainingRows, rows_used, training_rows
 
 from .tables import COLUMNS, Ranking, RankingFacts, load_ranking, ranking_path
 
@@ -104,7 +104,7 @@ def rank(
         curvature=curvature,
     )
     values = mean_by_use(rows, found) * kind.sign
-    ranking = Ranking(facts, _table(rows, values, _numbers(stage, rows)))
+    ranking = Ranking(facts, _table(rows, values, _numbers(run.task, stage, rows)))
     fact_tables.write(path, ranking.table, facts)
     return ranking
 
@@ -137,11 +137,11 @@ def mean_by_use(rows: TrainingRows, found: Sequence[StepContribution]) -> np.nda
     return means
 
 
-def _numbers(stage: Stage, rows: TrainingRows) -> list[str | None]:
+def _numbers(task: Task, stage: Stage, rows: TrainingRows) -> list[str | None]:
     """Each example's rows of the recorded data set, with blanks between; None without one."""
     steps = stage.read_steps()
     by_step = [
-        [row for micro in steps[step].batches or [] for row in micro.rows or ()]
+        [row for micro in steps[step].batches or [] for row in rows_used(stage, task, micro) or ()]
         for step in range(len(steps))
     ]
     found: list[str | None] = []

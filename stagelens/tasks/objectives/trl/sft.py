@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.trainer_pt_utils import LabelSmoother
 
-from stagelens.contracts import Objective, RecordingError
+from stagelens.contracts import Example, Objective, RecordingError, Task
+from stagelens.tasks.causal_lm import CausalLM
 
 from .objective import TrlObjective
 
@@ -29,7 +30,25 @@ class SFT(TrlObjective):
         "label_smoothing_factor",
         "average_tokens_across_devices",
         "gradient_accumulation_steps",
+        "packing",
+        "packing_strategy",
     )
+
+    @property
+    def _wrapped(self) -> bool:
+        """Whether rows are cut out of one stream of texts, each of which ends with its token."""
+        packs = self.arguments.get("packing") and self.arguments.get("packing_strategy")
+        return bool(packs == "wrapped")
+
+    def documents(self, task: Task, batch: Any) -> Tensor | None:
+        if isinstance(task, CausalLM):
+            return task.documents(batch, self._wrapped)
+        return task.documents(batch)
+
+    def examples(self, task: Task, batch: Any) -> Sequence[Example] | None:
+        if isinstance(task, CausalLM):
+            return task.examples(batch, self._wrapped)
+        return task.examples(batch)
 
     def plain(self) -> Objective:
         found: Any = super().plain()
