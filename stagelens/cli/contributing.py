@@ -8,7 +8,13 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from stagelens.analyses.contributions.horizon_table import SHARE, Horizons, error_text, later_text
+from stagelens.analyses.contributions.horizon_table import (
+    NINE_OF_TEN,
+    SHARE,
+    Horizons,
+    error_text,
+    later_text,
+)
 from stagelens.contracts import StageLensError
 from stagelens.derivatives.curvature_kinds import USUAL
 from stagelens.effects.results import stored_results
@@ -187,12 +193,21 @@ def _print_horizons(found: Horizons) -> None:
         title=f"How far first order holds: without {left_out}, the {facts.behaviour.name} of "
         f"{count_text(facts.count)}"
     )
-    for name in ("steps later", "to first order", "neglected, about", "expected error"):
+    names = (
+        "steps later",
+        "to first order",
+        "neglected, about",
+        "expected error",
+        "9 of 10 within",
+    )
+    for name in names:
         printed.add_column(name, justify="right")
     for row in found.table.to_dict("records"):
         later = "final model" if pd.isna(row["horizon"]) else f"{row['horizon']:,}"
         means = [f"{row[name]:+.2g}" for name in ("first_order", "neglected")]
-        printed.add_row(later, *means, error_text(row["expected_error"]))
+        error = row["expected_error"]
+        most = error_text(NINE_OF_TEN * error).removeprefix("about ")
+        printed.add_row(later, *means, error_text(error), most)
     print_table(printed)
     spent = found.table["gradients"].sum()
     say(

@@ -8,7 +8,7 @@ import numpy as np
 
 from .calibration import calibration, kind_of, known_kind, promised
 from .evidence import Evidence, PairedEvidence
-from .stage_trust import StageTrust
+from .stage_trust import AGREES_ERROR, StageTrust
 
 _TINY = 1e-12  # keeps ratios finite where a stage has no effect at all
 
@@ -92,7 +92,7 @@ def second_order_sentence(neglected: float | None) -> str:
     size = "over 10 times" if neglected >= 10 else f"about {100 * neglected:.0f} % of"
     if neglected < 0.005:
         size = "less than 1 % of"
-    beyond = ", so that this is beyond first order" if neglected > REFUSED_ABOVE else ""
+    beyond = ", so that this is beyond first order" if neglected > AGREES_ERROR else ""
     return f" The neglected second-order term is {size} the effect{beyond}."
 
 

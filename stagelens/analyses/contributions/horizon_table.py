@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.effects.results import BehaviourFacts
+from stagelens.estimators.stage_trust import AGREES_ERROR
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
@@ -23,8 +24,12 @@ _METHOD = 1
 SHARE = 0.1
 """Of the stage's training examples, drawn at random: the part that is left out to tell."""
 
-HOLDS_BELOW = 0.5
+HOLDS_BELOW = AGREES_ERROR
 """First order is of use up to this expected error, where verified estimates end too."""
+
+NINE_OF_TEN = 1.5
+"""Nine of ten true errors are at most this many times the expected one; see
+``tests/benchmarks/neglected.py``."""
 
 COLUMNS = ("horizon", "windows", "first_order", "neglected", "expected_error", "gradients")
 """One row per horizon, the shortest first.

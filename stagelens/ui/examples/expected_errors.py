@@ -68,10 +68,10 @@ def expected_errors_section(workspace: Workspace, asked: Asked) -> None:
     )
     components.show(chart, "expected-errors", about)
     components.text_block(
-        f"Estimated without a replay: a random {found.facts.share:.0%} of the stage's training "
-        f"examples ({found.facts.left_out:,}) left out of stretches of its steps, first order "
-        "against the second-order term that it neglects, over the effect with it. To ask about the "
-        "model some steps later: stagelens contributions with --horizon.",
+        f"Estimated without a replay: a random {100 * found.facts.share:.0f} % of the training "
+        f"examples ({found.facts.left_out:,}) is left out of stretches of the stage, and the "
+        "second-order term that first order neglects is taken relative to the effect with it. To "
+        "ask about the model some steps later: stagelens contributions with --horizon.",
         muted=True,
     )
 
