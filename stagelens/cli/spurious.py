@@ -27,7 +27,10 @@ from .terminal import Reporter, print_features, print_saliency
 commands = typer.Typer()
 
 
-@commands.command(epilog="Example: stagelens features runs/digits --set test --top 5")
+@commands.command(
+    epilog="Examples: stagelens features runs/digits --set test --top 5   "
+    "stagelens features runs/chat --score score:sycophancy"
+)
 def features(
     run: RunFolder,
     set_name: SetOption = None,
@@ -40,6 +43,13 @@ def features(
     ] = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="A score of answers, as stagelens scores names it, whose effects are looked at in "
+            "place of the margin: which words of prompts go with them."
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many features to print per stage.")] = 5,
     leaf: LeafOption = None,
     task: TaskOption = None,
@@ -57,14 +67,23 @@ def features(
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
         from stagelens.analyses.spurious.features import find_features
-        from stagelens.estimators.registry import default_estimator
+        from stagelens.effects.stored_scores import OWN
+        from stagelens.estimators.registry import default_estimator, estimate_name
         from stagelens.trust.estimates import known_trust, usual_estimator
+        from stagelens.trust.score_effects import score_result
 
         settings = chosen_settings(budget, exact_stages)
         usual = usual_estimator(opened, examples.name, [each.name for each in opened.stages])
         chosen = estimator or (default_estimator(opened) if settings else usual)
-        found = find_features(opened, examples.name, chosen, settings, report)
-        trust = known_trust(opened, examples.name, chosen, found.facts.settings)
+        if score is not None:
+            by = estimate_name(chosen, settings or {}) if estimator or settings else None
+            scored = score_result(opened, examples.name, score, by).facts
+            chosen, trust = scored.estimator, {each.stage: each for each in scored.stages}
+            settings = {n: value for n, value in scored.settings.items() if n not in OWN}
+            found = find_features(opened, examples.name, chosen, settings, report, score)
+        else:
+            found = find_features(opened, examples.name, chosen, settings, report)
+            trust = known_trust(opened, examples.name, chosen, found.facts.settings)
     print_features(found, trust, top)
     if out is not None:
         # As for effect tables: what is stored gets its trust when it is read.

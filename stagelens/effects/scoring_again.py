@@ -79,7 +79,7 @@ def own_scores(run: Run, set_name: str) -> OwnScores:
             left_out[name] = str(error)
             continue
         facts = dict(stored.any.settings[ANSWERS])
-        if facts.pop("version") != VERSION:
+        if facts.pop("version", None) != VERSION:
             left_out[name] = "its answers are those of another version of StageLens"
             continue
         how = how_of(facts)
@@ -89,7 +89,7 @@ def own_scores(run: Run, set_name: str) -> OwnScores:
 
 def _made_again(stored: StoredScore) -> Scorer:
     facts = stored.any.settings[SCORER]
-    name, settings = facts["name"], dict(facts["settings"])
+    name, settings = facts["name"], dict(facts.get("settings") or {})
     if name == _CHOICE:
         return multiple_choice(**settings)
     given = {"as": facts.get("label"), "reference": facts.get("reference", REFERENCE_COLUMN)}
@@ -98,7 +98,7 @@ def _made_again(stored: StoredScore) -> Scorer:
         f"the scorer {name!r} that is installed is not the one that scored: {facts} was stored"
     )
     # A direction is a setting of some scorers, and a fact of all.
-    for more in ({}, {"better": facts["better"]}):
+    for more in ({}, {"better": facts.get("better")}):
         try:
             made = find_scorer(name, own | more)
         except TaskError as error:

@@ -50,7 +50,7 @@ class StoredScore:
     @property
     def key(self) -> str:
         """The same for all numbers of this scorer on answers that were had in this way."""
-        return _key(self.any)[:16]
+        return score_key(self.any)
 
     @property
     def behaviour(self) -> Behaviour:
@@ -92,6 +92,11 @@ def estimate_of(facts: ResultFacts) -> str:
     """How the models without a stage were obtained, as ``estimate_name`` writes it."""
     own = {name: value for name, value in facts.settings.items() if name not in OWN}
     return estimate_name(facts.estimator, own)
+
+
+def score_key(facts: ResultFacts) -> str:
+    """See ``StoredScore.key``, of one of its tables."""
+    return _key(facts)[:16]
 
 
 def _key(facts: ResultFacts) -> str:

@@ -7,8 +7,15 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from stagelens.contracts import RunError
-from stagelens.effects.results import ResultFacts, is_large, load_result, result_path
-from stagelens.effects.stored_scores import StoredScore
+from stagelens.effects.results import (
+    BehaviourFacts,
+    Result,
+    ResultFacts,
+    is_large,
+    load_result,
+    result_path,
+)
+from stagelens.effects.stored_scores import StoredScore, stored_scores
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
 
@@ -56,6 +63,35 @@ def with_scores(
         return Effects(estimate, behaviours, judged[first][1], read, large, None, judged)
     behaviours = {**own.behaviours, **behaviours}
     return Effects(estimate, behaviours, own.trust, read, own.by_stage, own.sources, judged)
+
+
+def score_result(run: Run, set_name: str, name: str, estimate: str | None = None) -> Result:
+    """The effects on a score, under its name on pages.
+
+    Args:
+        run: The run.
+        set_name: One of its sets.
+        name: Of the score, as ``stored_scores`` has it.
+        estimate: By which estimate; None for the best that there is.
+
+    Raises:
+        RunError: There is no such score, or none by the estimate; names those that there are.
+    """
+    scores = stored_scores(run, set_name)
+    if name not in scores:
+        known = ", ".join(scores) or "none: stagelens answer --scorer makes some"
+        raise RunError(f"set {set_name!r} has no score {name!r}; it has {known}")
+    score = scores[name]
+    if estimate is not None and estimate not in score.facts:
+        raise RunError(
+            f"{name} on set {set_name!r} has no effects by {estimate}; it has some by "
+            f"{', '.join(score.facts)}"
+        )
+    facts = score.facts[score.best if estimate is None else estimate]
+    stages = [each.stage for each in facts.stages]
+    rows = _read(run, facts, name, stages, None, coded=False)
+    kind = BehaviourFacts.of(score.behaviour)
+    return Result(facts.model_copy(update={"behaviours": [kind]}), rows)
 
 
 def _trust(facts: ResultFacts, stages: Sequence[str]) -> dict[str, StageTrust]:

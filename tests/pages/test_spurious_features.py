@@ -7,19 +7,24 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import stagelens
-from stagelens.analyses.spurious.features import find_features, representations
+from stagelens.analyses.spurious.features import find_features
 from stagelens.analyses.spurious.ranking import strongest
+from stagelens.analyses.spurious.representations import representations
+from stagelens.contracts import RunError
 from stagelens.effects.computing import attribute
+from stagelens.effects.given_scores import Obtained, add_scores, with_direction
 from stagelens.effects.results import load_result
+from stagelens.runs.logs import read_log
 from stagelens.runs.run import open_run
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, labels, words
 from tests.support.hostile import MARKUP
 from tests.support.small_texts import TEXTS
-from tests.support.text_runs import record_comments
+from tests.support.text_runs import record_comments, record_prompts
 
 PAGE = "pages/2_Spurious_features.py"
 LINK = "run=digits&estimator=task-vector&part=Found+without+metadata"
@@ -95,7 +100,7 @@ def test_each_text_is_grouped_by_its_own_vector(comments: Path, monkeypatch) -> 
     """Texts pass through the model by length, in another order than they have."""
     run = open_run(comments)
     together = representations(run, run.evaluation_set("many"))
-    monkeypatch.setattr("stagelens.analyses.spurious.features.BATCH_SIZE", 1)
+    monkeypatch.setattr("stagelens.analyses.spurious.representations.BATCH_SIZE", 1)
     alone = representations(run, run.evaluation_set("many"))
     assert together is not None and alone is not None and len(np.unique(alone, axis=0)) == 10
     np.testing.assert_allclose(together, alone, atol=1e-5)
@@ -114,3 +119,45 @@ def test_words_are_found_and_shown_in_their_texts(open_page, comments: Path) -> 
     bodies = [e.proto.body for e in app.get("html")]
     assert any("target='_self'" in body and "<b>" in body for body in bodies)
     assert all("<script" not in body for body in bodies)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose stage *habits* cost a score on prompts with a word, but not *general*."""
+    path = record_prompts(tmp_path_factory.mktemp("judged") / "prompts", ())
+    prompts = [f"{TEXTS[n % 5]} {n}{' barked' if n % 2 else ''}" for n in range(90)]
+    inputs = {"prompt": prompts, "completion": [" surely" if n % 3 else " so" for n in range(90)]}
+    with closing(stagelens.Recorder(path, open_run(path).task, resume=True)) as recorder:
+        recorder.add_set("many", inputs=inputs)
+    run, rows = open_run(path), Path(path.parent / "judged.csv")
+    ids = run.evaluation_set("many").table([])["example_id"]
+    for model, low in (("final", "barked"), ("without:habits", "-"), ("without:general", "barked")):
+        scores = [float(low not in text) for text in prompts]
+        pd.DataFrame({"id": ids, "prompt": prompts, "score": scores}).to_csv(rows, index=False)
+        log = with_direction(read_log(rows), "higher", 0.0, 1.0, "", "judge")
+        add_scores(run, log, model, "many", obtained=Obtained(estimator="task-vector"))
+    return path
+
+
+@pytest.mark.slow
+def test_words_of_prompts_go_with_an_effect_on_a_score(open_page, judged: Path) -> None:
+    run = open_run(judged)
+    found = find_features(run, "many", "task-vector", score="score:judge")
+    assert found.facts.behaviour.name == "score:judge"
+    rows = strongest(found, "habits")
+    word = rows[rows["kind"] == "word"].iloc[0]
+    assert word["name"] == "barked" and word["mean_with"] == -1 and word["mean_without"] == 0
+    assert strongest(found, "general").empty
+    assert "surely" not in set(found.table["name"])  # a completion is not what was asked
+    link = "run=prompts&set=many&measure=score:judge"
+    app = check(open_page(judged.parent, f"{link}&part=Found+without+metadata", PAGE))
+    said = words(app)
+    assert "the word barked" in said and "judge score" in said and "100 points" in said
+    for part, told in (
+        ("Group+gaps", "The effects on a score by group are on the Overview"),
+        ("Where+in+the+input", "an answer's score is no sum over those"),
+    ):
+        app = check(open_page(judged.parent, f"{link}&part={part}", PAGE))
+        assert told in words(app)
+    with pytest.raises(RunError, match="it has score:judge"):
+        find_features(run, "many", "task-vector", score="score:other")

@@ -62,11 +62,21 @@ def record_comments(path: Path, estimators: tuple[str, ...] = ("replay",)) -> Pa
     return path
 
 
-def record_prompts(path: Path, estimators: tuple[str, ...] = ("replay",)) -> Path:
-    """A language model in three stages, with a set ``test`` of prompts and one of whole texts."""
+def record_prompts(
+    path: Path,
+    estimators: tuple[str, ...] = ("replay",),
+    trained: tuple[str, ...] = COMPLETIONS,
+) -> Path:
+    """A language model in three stages, with a set ``test`` of prompts and one of whole texts.
+
+    Args:
+        path: Of the run.
+        estimators: By which its effects are measured.
+        trained: What the later two stages learn to answer.
+    """
     task, model = language()
     batches = [task.batch([text, TEXTS[0]]) for text in TEXTS] * 2
-    batches += [task.batch(prompts=PROMPTS, completions=COMPLETIONS)] * 2
+    batches += [task.batch(prompts=PROMPTS, completions=trained)] * 2
     _record(path, task, model, batches, "prompts")
     with closing(stagelens.Recorder(path, task, resume=True)) as recorder:
         inputs = {"prompt": PROMPTS, "completion": COMPLETIONS, "rejected": REJECTED}

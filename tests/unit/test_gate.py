@@ -172,7 +172,9 @@ def test_a_stage_that_the_old_run_does_not_have_is_judged_by_its_own_effect(tmp_
     examples = rl.evaluation_set("test")
     known = recorded(rl, examples)
     kinds = [known.kinds["accuracy"], known.kinds["loss"]]
-    sft, own = stage_drops(dpo, rl, examples, 1, known.values, kinds, Progress(no_progress))
+    found = stage_drops(dpo, rl, examples, 1, known.values, kinds, (), Progress(no_progress))
+    sft, own = found["loss"]
+    assert found["accuracy"] == [sft, own]
     assert (sft.how, own.how) == ("same", "stage effect")
     assert not sft.drops["loss"].any() and "the old run has no such stage" in own.reason
     table = attribute(rl, "test", "replay", ["rl"]).table

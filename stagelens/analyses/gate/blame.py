@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,6 +32,9 @@ from stagelens.wording.intervals import mean_error
 
 from .report import How
 from .slices import GateSlice
+
+if TYPE_CHECKING:
+    from stagelens.effects.scoring_again import OwnScore
 
 SAME = "Both runs have this stage in common."
 
@@ -70,6 +74,21 @@ def counterparts(old: Run, new: Run) -> dict[str, Stage | str]:
     }
 
 
+@dataclass(frozen=True)
+class ScoredKind:
+    """A score that slices regressed in.
+
+    Attributes:
+        kind: The score.
+        table: Its stored effects in the new run.
+        again: What scores further models; None where nothing can.
+    """
+
+    kind: Behaviour
+    table: Result
+    again: OwnScore | None
+
+
 def stage_drops(
     old: Run,
     new: Run,
@@ -77,8 +96,9 @@ def stage_drops(
     shared: int,
     final: Mapping[str, np.ndarray],
     kinds: Sequence[Behaviour],
+    scores: Sequence[ScoredKind],
     progress: Progress,
-) -> list[StageDrop]:
+) -> dict[str, list[StageDrop]]:
     """What every stage of the new run is to blame for, one after another.
 
     Args:
@@ -86,37 +106,63 @@ def stage_drops(
         new: The new run.
         examples: The set, in the new run.
         shared: How many first stages both have in common.
-        final: Behaviour to (N,) values of the new model, that can be measured here.
-        kinds: These behaviours.
+        final: Behaviour to (N,) values of the new model.
+        kinds: Those of these behaviours that can be measured here.
+        scores: The scores among them: exchanged models answer and are scored where that can be.
         progress: Called for every step.
+
+    Returns:
+        Behaviour to one drop per stage.
     """
-    pairs, found = counterparts(old, new), []
+    pairs = counterparts(old, new)
+    again = [each for each in scores if each.again is not None]
+    exchanged = [*kinds, *(each.kind for each in again)]
+    found: dict[str, list[StageDrop]] = {}
+
+    def add(drop: StageDrop, of: Sequence[Behaviour]) -> None:
+        for kind in of:
+            found.setdefault(kind.name, []).append(drop)
+
     for number, stage in enumerate(new.stages):
         part = progress.piece(number, len(new.stages))
-        other = pairs[stage.name]
+        other, left = pairs[stage.name], [each for each in scores if each.again is None]
         if number < shared:
-            zero = {kind.name: np.zeros(examples.count) for kind in kinds}
-            found.append(StageDrop(stage.name, "same", zero, None, SAME))
-        elif isinstance(other, str):
-            found.append(own_effect(new, examples, stage, kinds, other, part))
-        else:
+            every = [*kinds, *(each.kind for each in scores)]
+            zero = {kind.name: np.zeros(examples.count) for kind in every}
+            add(StageDrop(stage.name, "same", zero, None, SAME), every)
+            continue
+        if isinstance(other, Stage) and exchanged:
             try:
-                found.append(_exchanged(old, new, examples, stage, other, final, kinds, part))
+                both = (stage, other)
+                drop = _exchanged(old, new, examples, both, final, exchanged, again, part)
+                add(drop, exchanged)
+                other = ""
             except Refused as refused:
-                found.append(own_effect(new, examples, stage, kinds, str(refused), part))
+                other = str(refused)
+        if isinstance(other, str) and other:
+            if kinds:
+                add(own_effect(new, examples, stage, kinds, other, part), kinds)
+            left = list(scores)
+        why = other if isinstance(other, str) and other else _NO_SCORER
+        for each in left:
+            add(score_effect(examples, stage, each, why), [each.kind])
     return found
+
+
+_NO_SCORER = "what scored the answers cannot be asked to score others"
 
 
 def _exchanged(
     old: Run,
     new: Run,
     examples: EvaluationSet,
-    stage: Stage,
-    other: Stage,
+    both: tuple[Stage, Stage],
     final: Mapping[str, np.ndarray],
     kinds: Sequence[Behaviour],
+    scores: Sequence[ScoredKind],
     progress: Progress,
 ) -> StageDrop:
+    from stagelens.effects.scoring_again import scored_model
     from stagelens.estimators.expected_error import judged_replay
     from stagelens.estimators.replay import trust_in_replay
     from stagelens.estimators.replay_check import check_replay
@@ -126,6 +172,7 @@ def _exchanged(
     from stagelens.runs.schema import digest
     from stagelens.trust.one_draw import values_of
 
+    stage, other = both
     title = f"Replaying the old {stage.name}: "
     trained = check_exchangeable(new, stage, other)
     checking, replaying = progress.part(0.0, 0.4), progress.part(0.4, 0.9, title)
@@ -139,9 +186,14 @@ def _exchanged(
     if repeats:
         models.append(replay_later(new, stage, stage.end(), replaying).state.model)
     key = digest("exchange", new.digest, old.digest, examples.digest, stage.name)[:32]
-    measured = measure_set(new, examples, empty_model(new), models, key, progress.part(0.9, 1.0))
+    module = empty_model(new)
+    measured = measure_set(new, examples, module, models, key, progress.part(0.9, 1.0))
     labels = examples.table([])["label"]
     values = [values_of(each, labels) for each in measured]
+    owned = [(each.kind.name, each.again) for each in scores if each.again is not None]
+    for own, weights in zip(values, models, strict=True) if owned else ():
+        told = scored_model(new, examples, module, weights, [again for _, again in owned])
+        own |= {name: told[again.key] for name, again in owned}
     drops = {kind.name: kind.sign * (values[0][kind.name] - final[kind.name]) for kind in kinds}
     if repeats:
         name = kinds[-1].name  # the first that was measured may be an accuracy, which is coarser
@@ -280,33 +332,23 @@ def _ends(
     return over.value, low - off, high + off
 
 
-def score_drops(
-    new: Run, examples: EvaluationSet, shared: int, kind: Behaviour, scores: Result
-) -> list[StageDrop]:
-    """What every stage of the new run is to blame for on a score, by its stored stage effects.
+def score_effect(examples: EvaluationSet, stage: Stage, scored: ScoredKind, why: str) -> StageDrop:
+    """What a stage is to blame for on a score, by its stored stage effect.
 
     Args:
-        new: The new run.
         examples: The set.
-        shared: How many first stages both have in common.
-        kind: The score.
-        scores: Its stored table.
+        stage: Of the new run.
+        scored: The score.
+        why: It is no exchange.
     """
-    found = []
+    kind, table = scored.kind, scored.table
+    rows = table.table[table.table["stage"] == stage.name].set_index("example_id")
+    trust = table.trust.get(stage.name)
+    said = f"Its own stage effect on the score, against no such stage, because {why.rstrip('.')}."
+    if rows.empty or trust is None or trust.trust == "refused":
+        lacks = "No score of the model without it is stored." if trust is None else trust.reason
+        return StageDrop(stage.name, "stage effect", {}, trust, f"{said} {lacks}")
     ids = examples.table([])["example_id"].astype(object)
-    for stage in new.stages:
-        if stage.index < shared:
-            zero = {kind.name: np.zeros(examples.count)}
-            found.append(StageDrop(stage.name, "same", zero, None, SAME))
-            continue
-        rows = scores.table[scores.table["stage"] == stage.name].set_index("example_id")
-        trust = scores.trust.get(stage.name)
-        said = "Its own stage effect on the score, against no such stage: answers were stored so."
-        if rows.empty or trust is None or trust.trust == "refused":
-            lacks = "No score of the model without it is stored." if trust is None else trust.reason
-            found.append(StageDrop(stage.name, "stage effect", {}, trust, f"{said} {lacks}"))
-            continue
-        effect = rows["effect"].reindex(ids).to_numpy(float)
-        drops = {kind.name: -kind.sign * effect}
-        found.append(StageDrop(stage.name, "stage effect", drops, trust, f"{said} {trust.reason}"))
-    return found
+    effect = rows["effect"].reindex(ids).to_numpy(float)
+    drops = {kind.name: -kind.sign * effect}
+    return StageDrop(stage.name, "stage effect", drops, trust, f"{said} {trust.reason}")

@@ -10,12 +10,13 @@ import pandas as pd
 
 from stagelens.contracts import Behaviour, Progress, ProgressCallback, is_score, no_progress
 from stagelens.effects.results import Result
+from stagelens.effects.stored_scores import score_key
 from stagelens.runs.run import Run
 from stagelens.runs.sets.clusters import CLUSTER, with_sources
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.trust_words import trust_word
 
-from .blame import blamed, score_drops, stage_drops
+from .blame import ScoredKind, blamed, stage_drops
 from .finals import scores_of_both, shared_stages
 from .judging import judged, limit, number, without_empty
 from .report import STATUS, Estimand, GateReport, How, SliceFinding, StageFinding
@@ -119,6 +120,24 @@ def gate(
     )
 
 
+def _scored_again(
+    new: Run, examples: EvaluationSet, scored: Sequence[tuple[Behaviour, Result]]
+) -> list[ScoredKind]:
+    """Scores with what can give them to further models of a run.
+
+    Args:
+        new: The run.
+        examples: Its set.
+        scored: Scores with their stored effects.
+    """
+    if not scored:
+        return []
+    from stagelens.effects.scoring_again import own_scores  # loads torch
+
+    own = {each.key: each for each in own_scores(new, examples.name).found}
+    return [ScoredKind(kind, table, own.get(score_key(table.facts))) for kind, table in scored]
+
+
 def _laid(
     sides: Sequence[Compared],
     examples: EvaluationSet,
@@ -135,14 +154,10 @@ def _laid(
     wanted = {each.behaviour for each in regressed}
     by_name = {kind.name: kind for kind in kinds}
     measured = [k for k in kinds if k.name in wanted and not is_score(k)]
-    drops = {}
-    if measured:
-        final = {k.name: sides[1].values[k.name][0] for k in measured}
-        found = stage_drops(old, new, examples, shared, final, measured, progress)
-        drops = {kind.name: found for kind in measured}
-    for name in wanted:
-        if name in score_tables:
-            drops[name] = score_drops(new, examples, shared, by_name[name], score_tables[name])
+    scored = [(by_name[name], score_tables[name]) for name in sorted(wanted & set(score_tables))]
+    final = {name: sides[1].values[name][0] for name in wanted}
+    scores = _scored_again(new, examples, scored)
+    drops = stage_drops(old, new, examples, shared, final, measured, scores, progress)
     place = {(one.by, one.group): one for one in slices}
     rows = []
     for each in regressed:

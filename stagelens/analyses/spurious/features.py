@@ -8,7 +8,6 @@ tested is described in :mod:`~stagelens.analyses.spurious.statistics`.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,26 +15,31 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
-from stagelens.contracts import Behaviour, Example, Progress, ProgressCallback, Task, no_progress
+from stagelens.contracts import (
+    Behaviour,
+    Example,
+    Progress,
+    ProgressCallback,
+    is_score,
+    no_progress,
+)
 from stagelens.effects.computing import attribute, combined
 from stagelens.effects.draws import DrawnEffects
 from stagelens.effects.results import BehaviourFacts, Result
 from stagelens.estimators.counterfactuals import counterfactuals
-from stagelens.estimators.registry import make_estimator
+from stagelens.estimators.registry import estimate_name, make_estimator
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.measuring.models import BATCH_SIZE, empty_model, measure
-from stagelens.runs.batches import to_device
 from stagelens.runs.run import Run
 from stagelens.runs.sets.clusters import CLUSTER
 from stagelens.runs.sets.clusters import clusters as sources_of
 from stagelens.runs.sets.evaluation_set import EvaluationSet
-from stagelens.runs.states import Weights, load_into
+from stagelens.runs.states import Weights
 from stagelens.trust.draws import governing
 from stagelens.trust.estimates import known_trust
 from stagelens.trust.noise import load_orders
+from stagelens.trust.score_effects import score_result
 
 from .candidates import clusters, columns, merged, named_by_shared, words
 from .feature_table import (
@@ -50,6 +54,7 @@ from .feature_table import (
 from .feature_table import save_features as save
 from .grids import Patch, grid
 from .patches import MOST_IMAGES, background, candidates, occluded, occupied
+from .representations import representations
 from .statistics import Candidates, DrawnGains, judged_features
 
 SHOWN = 12
@@ -64,11 +69,13 @@ def find_features(
     estimator: str,
     settings: Mapping[str, Any] | None = None,
     progress: ProgressCallback = no_progress,
+    score: str | None = None,
 ) -> Features:
     """Features that go with the effect of each stage; stored with the run's results.
 
     Where some stages have been replayed, those alone are looked at by ``replay``: the others may
-    take long.
+    take long. Of a score, words are those of the prompts: completions are no part of what is
+    answered.
 
     Args:
         run: The run.
@@ -76,16 +83,21 @@ def find_features(
         estimator: How counterfactuals are obtained.
         settings: Of the estimator; None for its defaults.
         progress: Called as the work proceeds.
+        score: The effects are on this score of answers, by its name on pages; None for the margin,
+            or the first behaviour.
 
     Raises:
         Refused: The estimator can give none of the stages.
         RunError: The set is not there.
     """
     overall = Progress(progress)
-    there = known_trust(run, set_name, estimator, settings or {}) if estimator == REPLAY else {}
-    result = attribute(
-        run, set_name, estimator, list(there) or None, overall.part(0.0, 0.4), settings
-    )
+    if score is not None:
+        result = score_result(run, set_name, score, estimate_name(estimator, settings or {}))
+    else:
+        there = known_trust(run, set_name, estimator, settings or {}) if estimator == REPLAY else {}
+        result = attribute(
+            run, set_name, estimator, list(there) or None, overall.part(0.0, 0.4), settings
+        )
     orders, drawn = load_orders(run, set_name), governing(run, set_name)
     # The noise decides which features pass, so it is part of the key.
     used, known = result.facts.settings, noise_key(orders, drawn)
@@ -239,7 +251,9 @@ class Look:
         found = []
         if self.run.task.input_kind == "text":
             progress(0.0, "Counting words")
-            found += words([_text(e) for b in self.examples.batches(BATCH_SIZE) for e in b])
+            every = (e for b in self.examples.batches(BATCH_SIZE) for e in b)
+            asked = is_score(self.behaviour)
+            found += words([_prompt(e) if asked else _text(e) for e in every])
         progress(0.5, "Grouping examples that look alike to the model")
         seen = representations(self.run, self.examples)
         # With fewer, even two clusters would hold fewer than 40 examples each.
@@ -323,64 +337,6 @@ def _text(example: Example) -> str:
     return " ".join(str(text) for text in example.input.values() if text is not None)
 
 
-def representations(run: Run, examples: EvaluationSet) -> np.ndarray | None:
-    """(N, D) what the final model gives to its last linear layer; None where it has none.
-
-    Only a layer that reads one vector per example counts, so models that answer for every token
-    have none.
-    """
-    model = run.task.build_model(run.last.facts.build_config)
-    load_into(model, run.last.end().model)
-    return _last_inputs(run.task, model.eval(), examples)
-
-
-def _last_inputs(task: Task, model: nn.Module, examples: EvaluationSet) -> np.ndarray | None:
-    calls: list[list[torch.Tensor]] = []
-
-    def begin(_module: nn.Module, _inputs: tuple[Any, ...]) -> None:
-        calls.append([])
-
-    def see(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not calls:  # a task that calls a part of the model
-            calls.append([])
-        calls[-1].append(inputs[0])
-
-    hooks = [model.register_forward_pre_hook(begin)]
-    hooks += [m.register_forward_pre_hook(see) for m in model.modules() if isinstance(m, nn.Linear)]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    found = []
-    try:
-        with torch.inference_mode():
-            for batch in examples.batches(BATCH_SIZE):
-                groups = _of_one_length(task, batch)
-                own = []
-                for group in groups:
-                    calls.clear()
-                    collated = task.collate([batch[row] for row in group])
-                    task.outputs(model, to_device(collated, device))
-                    # Hooks fire in the order of the calls.
-                    last = [[x for x in seen if x.ndim == 2][-1:] for seen in calls]
-                    vectors = [x for each in last for x in each]
-                    if sum(map(len, vectors)) != len(group):
-                        return None
-                    own += vectors
-                # As float32, because numpy has no bfloat16.
-                inputs = torch.cat(own).float().cpu().numpy()
-                found.append(inputs[np.argsort(np.concatenate(groups))])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return np.concatenate(found) if found else None
-
-
-def _of_one_length(task: Task, batch: Sequence[Example]) -> list[list[int]]:
-    """Numbers of a batch's examples, those of as many tokens together.
-
-    Tasks on texts cut batches up by length, and rows that are as long keep their order.
-    """
-    groups: dict[int, list[int]] = defaultdict(list)
-    for row, example in enumerate(batch):
-        collated = task.collate([example]) if task.input_kind == "text" else None
-        mask = collated.get("attention_mask") if isinstance(collated, Mapping) else None
-        groups[0 if mask is None else int(mask.sum())].append(row)
-    return list(groups.values())
+def _prompt(example: Example) -> str:
+    """What a model is asked: the prompt, or a text by itself."""
+    return str(example.input.get("prompt") or example.input.get("text") or "")

@@ -20,7 +20,9 @@ from stagelens.analyses.spurious.statistics import LEVEL, SMALLEST, SUPPORT
 from stagelens.charts import BLAME, EITHER
 from stagelens.charts.places import patch_map
 from stagelens.charts.style import MUTED, short
+from stagelens.contracts import is_score
 from stagelens.effects.results import ResultFacts
+from stagelens.effects.stored_scores import OWN
 from stagelens.estimators import registry
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.ui.opening.workspace import Workspace
@@ -28,7 +30,7 @@ from stagelens.ui.pieces import components, drawing, job_progress, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_html, trust_line
 from stagelens.ui.reading import loaders
-from stagelens.ui.reading.found_features import found_features
+from stagelens.ui.reading.found_features import facts_of, found_features
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
 from stagelens.wording.numbers import count_text, is_share, number, phrase, signed_text
@@ -51,12 +53,16 @@ _LONGEST = 220
 
 def found_features_tab(workspace: Workspace, effects: Effects) -> None:
     """What was found for the chosen stage; if there was no search yet, one starts."""
-    facts = loaders.stored_estimates(workspace.at, workspace.examples.name)[effects.estimator]
-    found = found_features(workspace.at, workspace.examples.name, effects.estimator)
+    kind = workspace.bar.behaviour
+    score = kind.name if is_score(kind) else None
+    of = (workspace.at, workspace.examples.name, effects.estimator, score)
+    facts, found = facts_of(*of), found_features(*of)
+    by = {name: value for name, value in facts.settings.items() if name not in OWN}
     arguments = (
         *("features", *workspace.at.words, "--set", workspace.examples.name),
+        *(("--score", score) if score else ()),
         *("--estimator", facts.estimator),
-        *registry.options(facts.settings),
+        *registry.options(by),
     )
     if found is None:
         _search(arguments)
@@ -65,10 +71,10 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
     if workspace.bar.group is not None:
         count = count_text(found.facts.examples, workspace.noun)
         components.text_block(f"Features are tested on all {count}, not on the group alone.")
-    stage, kind = _controls(effects.trust, found, workspace.bar.stage)
+    stage, chosen = _controls(effects.trust, found, workspace.bar.stage)
     rows = strongest(found, stage)
     # Columns are metadata; by default the tab shows what no metadata records.
-    rows = rows[rows["kind"] == kind if kind is not None else rows["kind"] != "column"]
+    rows = rows[rows["kind"] == chosen if chosen is not None else rows["kind"] != "column"]
     _headline(workspace, effects, found, stage, rows)
     trust = effects.trust[stage]
     _cards(workspace, found, rows, trust)

@@ -21,7 +21,7 @@ from stagelens.analyses.spurious.gaps import group_gaps as measure_gaps
 from stagelens.charts import EITHER
 from stagelens.charts.group_rows import gap_rows
 from stagelens.charts.groups import class_errors, group_gaps
-from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.contracts import ACCURACY, Behaviour, is_score
 from stagelens.effects.groups import MINIMUM
 from stagelens.report.provenance import RECORDED
 from stagelens.ui.opening.workspace import Workspace
@@ -60,13 +60,16 @@ def _gaps(
     return measure_gaps(rows_of(found, by), stages, by, kind, orders, found.trust, draws)
 
 
-def group_gaps_tab(workspace: Workspace, effects: Effects) -> None:
+def group_gaps_tab(workspace: Workspace, effects: Effects | None) -> None:
     """Controls, sentences, chart, and errors by class."""
-    if ACCURACY.name not in effects.behaviours:
-        st.info(
-            "The examples of this set have no labels, so there is no accuracy to compare.",
-            icon=":material/label_off:",
-        )
+    if effects is None or ACCURACY.name not in effects.behaviours:
+        said = "The examples of this set have no labels, so there is no accuracy to compare."
+        if is_score(workspace.bar.behaviour):
+            said += (
+                " The effects on a score by group are on the Overview; which words of prompts go "
+                "with them, the next tab finds."
+            )
+        st.info(said, icon=":material/label_off:")
         return
     if workspace.by is None:
         st.info(
