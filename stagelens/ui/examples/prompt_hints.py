@@ -20,6 +20,10 @@ _PROMPT = "prompt"
 _STARTS = 4
 _LABEL = 70
 """Characters of a prompt on its button."""
+_STYLE = (  # a label that is wider than a telephone goes on in a second line
+    "<style>.st-key-prompt-starts button{max-width:100%;height:auto}"
+    ".st-key-prompt-starts button *{white-space:normal;overflow-wrap:anywhere}</style>"
+)
 _LOOKED_AT = 200
 _FEWEST = 8
 """What fewer different prompts have in common may be what they ask, and not their form."""
@@ -38,7 +42,10 @@ def starts(workspace: Workspace, key: str) -> None:
     def put(prompt: str) -> None:
         st.session_state[key] = prompt
 
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    st.html(_STYLE)
+    with st.container(
+        horizontal=True, vertical_alignment="center", gap="small", key="prompt-starts"
+    ):
         st.caption("Start from a prompt of the set:", width="content")
         ids = _of_every_group(workspace)
         for number, each in enumerate(loaders.texts(workspace.at, workspace.examples.name, ids)):
