@@ -285,14 +285,6 @@ def page(
 
 
 @pytest.fixture(scope="module")
-def demo_home(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with the digits demo, for one file of tests: what they have computed stays in it."""
-    folder = tmp_path_factory.mktemp("home")
-    shutil.copytree(digits_run.path, folder / "digits")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     """``start_server(env=None, script="app.py") -> Server``; stopped at the end of the module.
 
@@ -331,10 +323,24 @@ def read_home(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> 
 def server(read_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the digits demo, for all files that only read it.
 
-    A file that changes the demo, or counts on what has not been measured, defines its own.
+    A file that changes the demo copies it into ``own_home``, under a name of its own, and asks
+    ``own_server`` for it.
     """
     with _servers(tmp_path_factory) as start:
         yield start({"STAGELENS_HOME": str(read_home)})
+
+
+@pytest.fixture(scope="session")
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of ``own_server``: every run in it belongs to one file of tests."""
+    return tmp_path_factory.mktemp("own")
+
+
+@pytest.fixture(scope="session")
+def own_server(own_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for all files that change what they look at; see ``server``."""
+    with _servers(tmp_path_factory) as start:
+        yield start({"STAGELENS_HOME": str(own_home)})
 
 
 @pytest.fixture(scope="session")

@@ -190,6 +190,7 @@ def test_a_copied_link_opens_the_same_view_on_a_fresh_server_which_never_loads_t
     for path, text in (
         ("/?run=digits", "Credit and blame"),
         ("/Examples?run=digits", "894 images"),
+        ("/Trust?run=digits&estimate=task-vector&measure=loss", "Checked against a replay"),
     ):
         page.goto(fresh.url + path)
         settle(page, text)

@@ -12,24 +12,20 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.browser.conftest import Server
 from tests.conftest import DemoRun
 
-LINK = "/Remove_a_stage?run=digits&set=test"
+RUN = "removal"
+LINK = f"/Remove_a_stage?run={RUN}&set=test"
 
 METRIC = '[data-testid="stMetricValue"]'
 
 
 @pytest.fixture(scope="module")
-def home(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("removal")
-    shutil.copytree(digits_run.path, folder / "digits")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(start_server, home: Path):
-    """A server whose home has the digits demo."""
-    return start_server({"STAGELENS_HOME": str(home)})
+def server(own_server: Server, own_home: Path, digits_run: DemoRun) -> Server:
+    """A server whose home has the digits demo, as the run ``RUN``."""
+    shutil.copytree(digits_run.path, own_home / RUN)
+    return own_server
 
 
 def exact(page: Page) -> None:
@@ -68,7 +64,7 @@ def test_a_slider_answers_and_the_exact_figures_follow(server, page: Page, settl
 
 
 def test_a_targeted_edit_is_found_and_saved(
-    server, home: Path, page: Page, settle, screenshot
+    server, own_home: Path, page: Page, settle, screenshot
 ) -> None:
     page.goto(server.url + LINK + "&remove-mode=Targeted")
     settle(page, "by taking out parts of")
@@ -80,4 +76,4 @@ def test_a_targeted_edit_is_found_and_saved(
     screenshot(page, "removal-targeted")
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.get_by_text("Saved in")).to_be_visible()
-    assert (home / "edited" / "digits-without-shortcut" / "README.md").is_file()
+    assert (own_home / "edited" / "digits-without-shortcut" / "README.md").is_file()

@@ -7,28 +7,14 @@ import re
 import shutil
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from stagelens.report.store import FindingStore
 from stagelens.runs.run import open_run
-from tests.browser.conftest import OUTPUT, PICTURES
+from tests.browser.conftest import OUTPUT, PICTURES, Server
 from tests.conftest import DemoRun
 
 NOTE = "The shortcut stage is to blame. <b>Remove it?</b>"
-
-
-@pytest.fixture(scope="module")
-def home(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    shutil.copytree(digits_run.path, folder / "digits")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(start_server, home: Path):
-    """A server whose home has the digits demo."""
-    return start_server({"STAGELENS_HOME": str(home)})
 
 
 def pin(page: Page, name: str, note: str) -> None:
@@ -106,8 +92,9 @@ def read_static(chromium: Browser, downloaded: Path, interactive: Path) -> None:
 
 
 def test_a_chart_is_pinned_and_its_report_opens_anywhere(
-    server,
-    home: Path,
+    own_server: Server,
+    own_home: Path,
+    digits_run: DemoRun,
     page: Page,
     chromium: Browser,
     settle,
@@ -115,12 +102,13 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     check_narrow,
     tmp_path: Path,
 ) -> None:
-    page.goto(server.url + "/?run=digits&group=stamped&show-bars=true&show-stages=true")
+    run, server = shutil.copytree(digits_run.path, own_home / "report"), own_server
+    page.goto(server.url + "/?run=report&group=stamped&show-bars=true&show-stages=true")
     settle(page, "Credit and blame")
     pin(page, "Credit and blame", NOTE)
     settle(page)
     pin(page, "Stages in training order", "When it happened.")
-    page.goto(server.url + "/Examples?run=digits&example=stamped-001")
+    page.goto(server.url + "/Examples?run=report&example=stamped-001")
     settle(page, "Effect of each stage")
     pin(page, "Effect of each stage on example stamped-001", "One of them.")
     page.get_by_role("link", name="Report").click()
@@ -152,13 +140,13 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
         page.get_by_role("button", name="Export HTML").click()
     file = tmp_path / "report.html"
     download.value.save_as(file)
-    notes = [each.note for each in FindingStore(open_run(home / "digits")).read().kept]
+    notes = [each.note for each in FindingStore(open_run(run)).read().kept]
     assert notes == [NOTE, "One of many.", "When it happened."]
     assert len(document["findings"]) > 3
     assert [each["note"] for each in document["findings"]][:3] == notes
     read_report(chromium, file, "report")
     content = file.read_text()
-    assert f"{server.url}/Examples?run=digits" in content
+    assert f"{server.url}/Examples?run=report" in content
     assert "&lt;b&gt;Remove it?&lt;/b&gt;" in content
     page.get_by_text("Pictures, under 1 MB").click()
     settle(page)

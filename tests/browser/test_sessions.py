@@ -7,30 +7,23 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from tests.benchmarks.load import PAGE_SIZE, Asked, Truth, together
 from tests.benchmarks.wire import Client
 from tests.browser.conftest import Server
 
 
-@pytest.fixture(scope="module")
-def server(start_server, demo_home: Path) -> Server:
-    return start_server({"STAGELENS_HOME": str(demo_home)})
-
-
-def test_three_sessions_see_their_own_numbers_and_choices(server: Server, demo_home: Path) -> None:
+def test_three_sessions_see_their_own_numbers_and_choices(server: Server, read_home: Path) -> None:
     sessions = together(
-        server.url, Truth.of(demo_home / "digits", "test"), "test", 3, 0.0, fewest=6
+        server.url, Truth.of(read_home / "digits", "test"), "test", 3, 0.0, fewest=6
     )
     assert [each.wrong for each in sessions] == [[], [], []]
     assert len({str(each.asked) for each in sessions}) == 3  # they did look at different things
 
 
 def test_who_comes_back_to_earlier_filters_begins_at_their_first_page(
-    server: Server, demo_home: Path
+    server: Server, read_home: Path
 ) -> None:
-    ids = Truth.of(demo_home / "digits", "test").ids(Asked())
+    ids = Truth.of(read_home / "digits", "test").ids(Asked())
     query = "run=digits&set=test&estimator=replay&measure=loss&sort=id"
     with closing(Client(server.url, "Examples", query)) as client:
         client.put("pagination", "", 3)
@@ -45,8 +38,8 @@ def test_who_comes_back_to_earlier_filters_begins_at_their_first_page(
         assert client.table["id"].tolist() == ids[:PAGE_SIZE]
 
 
-def test_a_wrong_number_would_be_noticed(server: Server, demo_home: Path) -> None:
-    truth = Truth.of(demo_home / "digits", "test")
+def test_a_wrong_number_would_be_noticed(server: Server, read_home: Path) -> None:
+    truth = Truth.of(read_home / "digits", "test")
     half = replace(truth, labels=truth.labels.iloc[::2], effects=truth.effects.iloc[::2])
     (session,) = together(server.url, half, "test", 1, 0.0, fewest=1)
     assert any("there are" in each for each in session.wrong)

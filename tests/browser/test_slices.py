@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from tests.conftest import DemoRun
-
-
-@pytest.fixture
-def server(start_server, digits_run: DemoRun, tmp_path):
-    """A server whose home has a digits demo of its own."""
-    shutil.copytree(digits_run.path, tmp_path / "digits")
-    return start_server({"STAGELENS_HOME": str(tmp_path)})
 
 
 def save(page: Page, settle, name: str) -> None:
@@ -27,12 +20,15 @@ def save(page: Page, settle, name: str) -> None:
     settle(page, f"Saved as slice {name}")
 
 
-def test_a_slice_is_saved_and_every_page_knows_it(server, page: Page, settle, screenshot) -> None:
+def test_a_slice_is_saved_and_every_page_knows_it(
+    own_server, own_home: Path, digits_run: DemoRun, page: Page, settle, screenshot
+) -> None:
+    shutil.copytree(digits_run.path, own_home / "sliced")
     for label in ("0", "3"):
-        page.goto(f"{server.url}/Examples?run=digits&group=stamped&label={label}")
+        page.goto(f"{own_server.url}/Examples?run=sliced&group=stamped&label={label}")
         settle(page, "of 894 images")
         save(page, settle, f"stamped {label}s")
-    page.goto(f"{server.url}/?run=digits&measure=loss")
+    page.goto(f"{own_server.url}/?run=sliced&measure=loss")
     settle(page, "Credit and blame")
     said = page.get_by_text(re.compile("on images in slice stamped 0s, but would be"))
     expect(said.first).to_contain_text("95 % interval")

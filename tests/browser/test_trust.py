@@ -17,6 +17,7 @@ from stagelens.estimators import calibration
 from stagelens.estimators.stage_trust import AGREES_ERROR, AGREES_R
 from stagelens.runs.run import open_run
 from stagelens.trust.verification import load_verification
+from tests.browser.conftest import Server
 from tests.conftest import DemoRun
 
 TEXTS = """plot => [...plot.querySelectorAll("text")].filter(text => text.textContent.trim())
@@ -24,24 +25,18 @@ TEXTS = """plot => [...plot.querySelectorAll("text")].filter(text => text.textCo
 
 
 @pytest.fixture(scope="module")
-def home(digits_run: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with the demo, and with a copy of it that has no results."""
-    folder = tmp_path_factory.mktemp("home")
-    shutil.copytree(digits_run.path, folder / "digits")
+def server(own_server: Server, own_home: Path, digits_run: DemoRun) -> Server:
+    """A server whose home has the demo, and copies of it that have no results."""
+    shutil.copytree(digits_run.path, own_home / "checked")
     for name in ("bare", "early"):
-        shutil.copytree(folder / "digits", folder / name)
-        shutil.rmtree(folder / name / "results")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(start_server, home: Path):
-    return start_server({"STAGELENS_HOME": str(home)})
+        shutil.copytree(own_home / "checked", own_home / name)
+        shutil.rmtree(own_home / name / "results")
+    return own_server
 
 
 @pytest.mark.slow
 def test_press_verify_and_read_how_far_each_number_can_be_trusted(
-    server, home: Path, page: Page, settle, screenshot, check_narrow
+    server, own_home: Path, page: Page, settle, screenshot, check_narrow
 ) -> None:
     page.goto(f"{server.url}/Trust?run=bare")
     settle(page, "Nothing has been compared with a replay on this set yet")
@@ -63,7 +58,7 @@ def test_press_verify_and_read_how_far_each_number_can_be_trusted(
     expect(page.locator(".js-plotly-plot .scatterlayer .point").first).to_be_attached()
     chart = page.get_by_role("figure", name=re.compile("Stage effect of shortcut on the margin"))
     expect(chart.first).to_be_attached()
-    table = load_verification(open_run(home / "bare"))
+    table = load_verification(open_run(own_home / "bare"))
     rows = table[(table["behaviour"] == "margin") & (table["budget"] == 0.25)]
     row = rows.set_index("stage").loc["shortcut"]
     expect(page.get_by_text(f"r {row['r']:.2f}, slope {row['slope']:.2f}").first).to_be_visible()
@@ -85,20 +80,18 @@ def test_cancelling_leaves_the_page_as_it_was(server, page: Page, settle) -> Non
     settle(page)
 
 
-def test_a_link_opens_the_same_comparison_without_torch(server, page: Page, settle) -> None:
-    page.goto(f"{server.url}/Trust?run=digits&estimate=task-vector&measure=loss")
+def test_a_link_opens_the_same_comparison(server, page: Page, settle) -> None:
+    page.goto(f"{server.url}/Trust?run=checked&estimate=task-vector&measure=loss")
     settle(page, "Checked against a replay")
     chart = page.get_by_role("figure", name=re.compile("on the loss by task-vector"))
     expect(chart.first).to_be_attached()
     page.reload()
     settle(page, "Checked against a replay")
     assert "estimate=task-vector" in page.url and "measure=loss" in page.url
-    maps = Path(f"/proc/{server.process.pid}/maps")
-    assert not maps.exists() or "libtorch" not in maps.read_text()  # Linux tells
 
 
 def test_the_button_is_reached_by_keyboard(server, page: Page, settle) -> None:
-    page.goto(f"{server.url}/Trust?run=digits&budgets=1/8&orders=0")
+    page.goto(f"{server.url}/Trust?run=checked&budgets=1/8&orders=0")
     settle(page, "Verify by replay")
     page.get_by_role("button", name="Verify by replay").focus()
     page.keyboard.press("Enter")
