@@ -125,6 +125,8 @@ class RowsOfStage:
         passed: Passed | None = None,
         order: Sequence[int] | None = None,
         passes: Callable[[int, StepRecord], StepRecord] | None = None,
+        weight: float = 0.0,
+        between: tuple[int, int] | None = None,
     ) -> ReplayedWithout:
         """The stage's end with these examples left out.
 
@@ -135,26 +137,43 @@ class RowsOfStage:
             passed: See :class:`StageReplay`.
             order: Which recorded step's batches to use at each step; by default as recorded.
             passes: Other random numbers for a step's passes, see :mod:`.draws`.
+            weight: What the examples' losses count, from 0 (they are left out) to 1 (as recorded);
+                the others count 1 each. In between they have a pass of their own.
+            between: Only the steps from the first number to before the second are taken.
 
         Raises:
-            Refused: The loss is not a sum over examples, so that none has a part to leave out.
+            Refused: The loss is not a sum over examples, so that none has a part to leave out. Or
+                examples that BatchNorm couples are to be weighed.
         """
         stage, told = self._stage, LeftOut(steps=self._stage.steps)
+        begin, end = between or (0, stage.steps)
         examples = 0
         with same_arithmetic(stage):
             replay = StageReplay(self._task, stage, state, passed)
             told.normalised = _normalised(replay.model)
+            if told.normalised and 0 < weight < 1:
+                raise Refused(
+                    f"examples of stage {stage.name!r} can be left out, but not weighed: BatchNorm "
+                    f"{told.normalised[0]!r} lets those of a batch affect one another"
+                )
 
             def change(place: int, record: StepRecord) -> StepRecord | None:
+                if place < begin:
+                    return None
                 drawn = record if passes is None else passes(place, record)
-                return self._rest(replay, drawn, set(places.get(record.step, ())), told)
+                chosen = set(places.get(record.step, ())) if weight < 1 else set()
+                return self._rest(replay, drawn, chosen, told, weight)
 
             try:
                 for number, record in enumerate(replay.run(order, change), 1):
-                    examples += sum(batch_size(micro.batch) for micro in record.batches or ())
-                    progress(
-                        number / stage.steps, f"stage {stage.name}, step {number} of {stage.steps}"
-                    )
+                    if number > begin:
+                        examples += sum(batch_size(micro.batch) for micro in record.batches or ())
+                        progress(
+                            (number - begin) / (end - begin),
+                            f"stage {stage.name}, step {number} of {stage.steps}",
+                        )
+                    if number == end:
+                        break
             except ValueError as error:
                 if told.normalised and "more than 1 value per channel" in str(error):
                     raise Refused(
@@ -167,15 +186,21 @@ class RowsOfStage:
             return ReplayedWithout(replay.state(), examples, None, told)
 
     def _rest(
-        self, replay: StageReplay, record: StepRecord, left_out: set[int], told: LeftOut
+        self,
+        replay: StageReplay,
+        record: StepRecord,
+        left_out: set[int],
+        told: LeftOut,
+        weight: float,
     ) -> StepRecord | None:
-        """A step without some of its examples; None where none is left.
+        """A step without some of its examples, or with a weight of theirs; None: nothing is left.
 
         Args:
             replay: Where the stage is.
             record: The step.
             left_out: Positions of the examples.
             told: What is counted.
+            weight: Of the examples.
         """
         if record.batches is None:
             return record
@@ -194,10 +219,13 @@ class RowsOfStage:
         if not self._checked:
             self._checked = any(self._check(replay, cut, told) for cut in cuts)
         self._look_across(replay, cuts, told)
-        if not any(cut.left for cut in cuts):
+        if weight:
+            batches = self._weighed(cuts, replay.rules.divisor, weight)
+        elif any(cut.left for cut in cuts):
+            batches = self._scaled(cuts, replay.rules.divisor)
+        else:
             told.skipped += 1
             return None
-        batches = self._scaled(cuts, replay.rules.divisor)
         divisors = tuple(micro.divisor for micro in batches)
         return replace(record, batches=batches, divisors=divisors)
 
@@ -219,6 +247,28 @@ class RowsOfStage:
             if factor != 1:
                 micro.divisor = divisor_of(micro) / factor
             found.append(micro)
+        return found
+
+    def _weighed(
+        self, cuts: Sequence[Cut], divisor_of: Callable[[MicroBatch], float], weight: float
+    ) -> list[MicroBatch]:
+        """Both parts of each micro-batch, with the divisors that their losses have in the sum."""
+        of_step = sum(cut.terms for cut in cuts) / sum(
+            cut.left + weight * (cut.terms - cut.left) for cut in cuts
+        )
+        found = []
+        for cut in cuts:
+            out = cut.terms - cut.left
+            whole = 1.0 if self._divisor == "kept" else cut.terms / (cut.left + weight * out)
+            for micro, own, terms in ((cut.rest, 1.0, cut.left), (cut.others, weight, out)):
+                if not terms:
+                    continue
+                factor = own * (whole * terms / cut.terms if cut.kind == "mean" else 1.0)
+                if cut.kind == "count" and self._divisor == "rest":
+                    factor *= of_step
+                part = micro()
+                part.divisor = divisor_of(part) / factor
+                found.append(part)
         return found
 
     @torch.no_grad()
@@ -349,6 +399,7 @@ def replay_without_rows(
     divisor: Divisor = "rest",
     progress: ProgressCallback = no_progress,
     rows: RowsOfStage | None = None,
+    weight: float = 0.0,
 ) -> ReplayedWithout:
     """The end of the run with some of a stage's examples left out, later stages as recorded.
 
@@ -360,6 +411,7 @@ def replay_without_rows(
         progress: Called for every step.
         rows: Of the stage, with this divisor, for many such replays: what is checked once is then
             not checked again.
+        weight: See :meth:`RowsOfStage.replay`.
 
     Raises:
         Refused: A stage cannot be replayed, or the loss is no sum over examples.
@@ -369,7 +421,7 @@ def replay_without_rows(
     after = sum(other.steps for other in run.stages[stage.index + 1 :])
     share = stage.steps / (stage.steps + after)
     overall = Progress(progress)
-    own = rows.replay(places, overall.part(0.0, share))
+    own = rows.replay(places, overall.part(0.0, share), weight=weight)
     rest = replay_later(run, stage, own.state, overall.part(share, 1.0)) if after else own
     spent = own.example_gradients + (rest.example_gradients if after else 0)
     return ReplayedWithout(rest.state, spent, None, own.left_out)

@@ -67,7 +67,13 @@ def with_dropout(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def _by_hand(
-    run: Run, stage: Stage, places: Places, divisor: Divisor, *, leave: bool = False
+    run: Run,
+    stage: Stage,
+    places: Places,
+    divisor: Divisor,
+    *,
+    leave: bool = False,
+    weight: float = 0.0,
 ) -> dict[str, Tensor]:
     """Weights at a stage's end, by a loop of its own.
 
@@ -93,11 +99,17 @@ def _by_hand(
         for micro in step.batches or ():
             x, y = micro.batch
             kept = [place for place in range(len(y)) if first + place not in gone]
+            weights = torch.full((len(y),), weight, dtype=torch.float64)
+            weights[kept] = 1.0
             first += len(y)
-            if not kept:
+            if not kept and not weight:
                 continue
             if "cpu" in micro.rng:
                 torch.set_rng_state(micro.rng["cpu"])
+            if weight:
+                each = weights * nn.functional.cross_entropy(model(x), y, reduction="none")
+                losses.append(each.sum() / (weights.sum() if divisor == "rest" else len(y)))
+                continue
             if leave:
                 each = nn.functional.cross_entropy(model(x[kept]), y[kept], reduction="none")
             else:
@@ -130,6 +142,34 @@ def test_leaving_out_none_is_the_recorded_model_bit_for_bit(run: Run) -> None:
         found = replay_without_rows(run, run.stage("second"), places)
         assert _same(found.state.model, run.last.end().model)
         assert found.left_out.uses == found.left_out.changed == found.left_out.skipped == 0
+
+
+@pytest.mark.parametrize("divisor", ["rest", "kept"])
+@pytest.mark.parametrize("weight", [0.25, 1.0])
+def test_weighed_examples_are_those_of_a_weighted_loss(
+    run: Run, with_dropout: Run, divisor: Divisor, weight: float
+) -> None:
+    for each in (run, with_dropout):
+        stage = each.stage("second")
+        rows = RowsOfStage(each.task, stage, divisor)
+        found = rows.replay(SOME, weight=weight).state.model
+        expected = _by_hand(each, stage, SOME, divisor, weight=weight)
+        assert _furthest(found, expected) < 1e-11
+        if weight == 1:
+            assert _same(found, stage.end().model)
+        else:
+            assert _furthest(found, stage.end().model) > 1e-3
+            # In two pieces it is the same.
+            half = rows.replay(SOME, weight=weight, between=(0, 3)).state
+            again = rows.replay(SOME, state=half, weight=weight, between=(3, stage.steps))
+            assert _same(again.state.model, found)
+
+
+def test_examples_that_batch_norm_couples_are_not_weighed(tmp_path: Path) -> None:
+    run = record(tmp_path / "run", "batch norm", [Phase("one", _sgd)])
+    rows = RowsOfStage(run.task, run.last)
+    with pytest.raises(Refused, match="can be left out, but not weighed: BatchNorm '1'"):
+        rows.replay({0: {1}}, weight=0.5)
 
 
 @pytest.mark.parametrize("divisor", ["rest", "kept"])
