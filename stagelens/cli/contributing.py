@@ -36,6 +36,7 @@ from .options import (
     groups_of,
     opened_with,
 )
+from .smoothing import CheckOption, checked
 from .terminal import Reporter, Table, print_contributions, print_table, say
 
 commands = typer.Typer()
@@ -90,6 +91,7 @@ def contributions(
         int, typer.Option(min=1, help="How many training examples to print per stage.")
     ] = 5,
     curvature: CurvatureOption = USUAL,
+    check_smoothness: CheckOption = False,
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
@@ -119,7 +121,12 @@ def contributions(
         # Some steps later, there is no stage effect to hold the contributions against.
         effects = {} if horizon else _effects(opened, examples.name, name, ids)
         known = [load_horizons(opened, examples, name, ids, stage) for stage in opened.stages]
-    print_contributions(found, top, effects)
+        kind, verdicts = found.facts.behaviour.behaviour(), {}
+        for stage in found.facts.steps:
+            if stage not in found.facts.steps_only:
+                asked = (opened, stage, examples.name, kind, check_smoothness, horizon)
+                verdicts[stage] = checked(*asked)
+    print_contributions(found, top, effects, verdicts)
     if horizon is not None:
         say(
             f"Each contribution is to the model {later_text(horizon)} in its own stage, or where "

@@ -26,6 +26,7 @@ from .options import (
     groups_of,
     opened_with,
 )
+from .smoothing import CheckOption, checked
 from .table_files import check_table_file, write_table
 from .terminal import Reporter, Table, print_table, say
 
@@ -107,6 +108,7 @@ def select(
         ),
     ] = None,
     curvature: CurvatureOption = USUAL,
+    check_smoothness: CheckOption = False,
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
@@ -149,7 +151,12 @@ def select(
         say(cost(opened, wanted))
         outcome = choose(opened, wanted, report)
         rows = None if indices is None else row_numbers(outcome.kept, stage)
+        looked, set_name = outcome.facts.ranking.horizon, wanted.set_name
+        kind = outcome.behaviour
+        _, said = checked(opened, stage, set_name, kind, check_smoothness, looked)
     say(chosen(outcome))
+    if said:
+        say(said)
     _print_horizons(outcome)
     _print_proof(outcome)
     if out is not None:

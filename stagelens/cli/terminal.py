@@ -244,7 +244,10 @@ def _say_trust(trust: StageTrust, behaviour: str | None = None) -> None:
 
 
 def print_contributions(
-    found: Stored, top: int, effects: Mapping[str, tuple[float, StageTrust]]
+    found: Stored,
+    top: int,
+    effects: Mapping[str, tuple[float, StageTrust]],
+    verdicts: Mapping[str, tuple[bool, str]],
 ) -> None:
     """What the steps of every stage add up to, and which training examples contributed most.
 
@@ -252,6 +255,8 @@ def print_contributions(
         found: The answer.
         top: How many training examples of each stage are printed.
         effects: Stage to its effect on the same examples, with what is known of it.
+        verdicts: Stage to whether first order says anything of it, and what is said of that; stages
+            that were not checked are absent.
     """
     behaviour = found.facts.behaviour
     of = count_text(found.facts.count)
@@ -282,6 +287,11 @@ def print_contributions(
         rows = found.part("example", stage)
         if rows.empty:
             say(f"{stage}: steps only; {found.facts.steps_only[stage]}")
+            continue
+        smooth, said = verdicts.get(stage, (True, ""))
+        if said:
+            say(f"{stage}: {said}")
+        if not smooth:
             continue
         rows = rows.loc[rows["value"].abs().sort_values(ascending=False).index].head(top)
         printed = Table(title=f"Training examples of {stage}, the largest contributions first")

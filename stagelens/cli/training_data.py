@@ -32,6 +32,7 @@ from .options import (
     opened_with,
     with_columns,
 )
+from .smoothing import CheckOption, checked
 from .table_files import check_table_file, write_table
 from .terminal import Reporter, Table, print_table, say
 
@@ -101,6 +102,7 @@ def training_data(
         Path | None, typer.Option(help="Write a row per group to this .parquet or .csv file.")
     ] = None,
     curvature: CurvatureOption = USUAL,
+    check_smoothness: CheckOption = False,
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,
@@ -135,7 +137,7 @@ def training_data(
         part = told.part(0.0, 0.5 if wanted else 1.0)
         data = training_data(opened, stage, part, columns_file, columns)
         frame = marked(data)
-        grouped, kind, parts = None, None, None
+        grouped, kind, parts, said = None, None, None, ""
         if wanted:
             examples = opened.evaluation_set(set_name)
             question = Question(ids=tuple(example or ()), groups=groups)
@@ -147,9 +149,14 @@ def training_data(
                     f"no training example of {stage} has a contribution of its own: "
                     f"{found.facts.steps_only[stage]}; leave out --contributions and --by"
                 )
-            frame = with_contributions(opened, frame, found, stage, data.facts.kind is not None)
             kind = found.facts.behaviour.behaviour()
-            if over_both:
+            smooth, said = checked(opened, stage, examples.name, kind, check_smoothness)
+            if not smooth:
+                by = None
+            else:
+                shown = data.facts.kind is not None
+                frame = with_contributions(opened, frame, found, stage, shown)
+            if over_both and smooth:
                 parts = contribute_to_parts(
                     *(opened, examples.name, question, kind.name, stage),
                     *(told.part(0.6, 1.0), curvature),
@@ -163,6 +170,8 @@ def training_data(
                 )
             grouped = group_table(frame, known[by], parts)
     _print(data, frame)
+    if said:
+        say(said)
     if grouped is not None and kind is not None:
         _print_groups(grouped, str(by), stage, kind)
     if out is not None:

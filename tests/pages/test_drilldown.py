@@ -20,6 +20,7 @@ from stagelens.runs.run import open_run
 from stagelens.ui.server import jobs
 from stagelens.wording.numbers import signed_text
 from tests.pages.reading import check, figures, words
+from tests.support.made_checks import store_check
 
 PAGE = "pages/1_Examples.py"
 LINK = "run=digits&set=mixed-up&measure=margin&estimator=replay"
@@ -142,6 +143,29 @@ def test_the_training_examples_that_helped_and_hurt_are_shown(
     app.toggle(key="all-data").set_value(True)
     bodies = [e.proto.body for e in check(app.run()).get("html")]
     assert sum(body.count("alt='A training image'") for body in bodies) == 40
+
+
+def test_rankings_are_not_shown_where_a_check_says_that_first_order_says_nothing(
+    open_page, asked: tuple[Path, Stored], hurt: str, tmp_path: Path, monkeypatch
+) -> None:
+    path = Path(shutil.copytree(asked[0], tmp_path / "digits"))
+    run, started = open_run(path), []
+    monkeypatch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
+    link = f"{LINK}&example={hurt}&look=Which+data&within=mislabelled"
+    app = check(open_page(path.parent, link, PAGE))
+    check(app.button(key="check-smoothness-which").click().run())
+    smoothness = ("smoothness", str(path), "--stage", "mislabelled", "--set", "mixed-up")
+    assert started == [smoothness]
+    for goes_on, smooth in ((-1.0, False), (1.0, True)):
+        store_check(run, "mislabelled", "mixed-up", goes_on)
+        app = check(open_page(path.parent, link, PAGE))
+        said = re.sub(r"\s+", " ", words(app))
+        assert f"smoothness {goes_on:.2f}" in said
+        titles = [each.value for each in app.subheader]
+        assert any("Hurt most" in title for title in titles) == smooth
+        assert "Without some of them" in titles
+        assert ("First order says nothing here" in said) != smooth
+        assert ("those that hurt most" in app.selectbox(key="without-kind").options) == smooth
 
 
 @pytest.mark.parametrize(

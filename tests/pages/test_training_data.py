@@ -22,6 +22,7 @@ from stagelens.ui.examples import training_filters
 from stagelens.ui.reading import browse
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, labels, table, words
+from tests.support.made_checks import store_check
 
 PAGE = "pages/1_Examples.py"
 LINK = "run=digits&set=mixed-up&measure=margin&estimator=replay&view=Training+data"
@@ -80,6 +81,18 @@ def test_examples_that_hurt_come_first_and_say_what_became_of_them(
         mark = "=" if own["answer"] == own["label"] else "≠"
         assert row.answer == f"{mark} {own['answer']}" and row.uses == own["uses"]
         assert len(table.loc[row.Index, "own loss"]) == len(data.answers.moments)  # type: ignore[union-attr]
+
+
+def test_where_first_order_says_nothing_the_list_has_no_contributions(
+    open_page, known: tuple[Path, TrainingData]
+) -> None:
+    stored = store_check(open_run(known[0]), "mislabelled", "mixed-up", -1.0)
+    try:
+        app = _page(open_page, known[0])
+        assert "First order says nothing here (smoothness -1.00" in words(app)
+        assert CONTRIBUTION not in table(app)
+    finally:
+        stored.unlink()
 
 
 def test_filters_and_search_leave_what_was_asked_for(

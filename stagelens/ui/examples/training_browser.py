@@ -40,6 +40,7 @@ from . import (
 )
 from .contributions import Asked
 from .shown_stage import shown_stage, shown_words
+from .smoothness import first_order_says_something
 from .training_filters import Wanted
 
 _ABOUT = "t-about"
@@ -198,6 +199,8 @@ def _with_contributions(
         return loaded.frame, None
     if found.facts.on_samples:
         components.text_block(samples_sentence(found.facts.on_samples), muted=True)
+    if not first_order_says_something(workspace, asked, "stage"):
+        return loaded.frame, None
     shown = loaded.data.facts.kind is not None
     return with_contributions(workspace.run, loaded.frame, found, asked.stage, shown), found
 

@@ -20,6 +20,7 @@ from stagelens.wording.signs import POSITIVE_IS, gain, gain_text
 
 from . import contributions, expected_errors
 from .contributions import Asked
+from .smoothness import first_order_says_something
 from .without_data import without_data_section
 
 _AT_FIRST = 8
@@ -53,8 +54,9 @@ def training_data_tab(
     contributions.first_order(found, asked)
     expected_errors.said(workspace, asked)
     rows = found.part("example", asked.stage)
-    if contributions.says_nothing(found, asked):
-        without_data_section(workspace, asked, found, _differs(rows))
+    ranked = first_order_says_something(workspace, asked, "which")
+    if not ranked or contributions.says_nothing(found, asked):
+        without_data_section(workspace, asked, found, _differs(rows), ranked)
         _browse(rows, asked.stage)
         return
     whole = _whole(found, asked.stage)

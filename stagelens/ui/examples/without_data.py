@@ -41,7 +41,7 @@ HURT, HELPED, DIFFERS, FILTER = (
 
 
 def without_data_section(
-    workspace: Workspace, asked: Asked, found: Stored, differs: pd.Series
+    workspace: Workspace, asked: Asked, found: Stored, differs: pd.Series, ranked: bool = True
 ) -> None:
     """Choose training examples, and what the answer would be without them.
 
@@ -50,10 +50,11 @@ def without_data_section(
         asked: The question that the tab is about.
         found: What training examples contributed to it.
         differs: Of the stage's examples, whether the label is not the final model's answer.
+        ranked: Whether contributions rank them; not where first order says nothing.
     """
     st.subheader("Without some of them", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        chosen, where = _choose(workspace, asked, found, differs)
+        chosen, where = _choose(workspace, asked, found, differs, ranked)
         divisor = st.segmented_control(
             "Their losses",
             list(DIVISORS),
@@ -68,16 +69,17 @@ def without_data_section(
     own: Divisor = "kept" if divisor == "kept" else "rest"
     components.text_block(DRAWN, muted=True)
     if chosen is not None or where is not None:
-        what = left_out.left_out(found, chosen, "them", where, own)
+        told = found if ranked else None
+        what = left_out.left_out(told, chosen, "them", where, own)
         left_out.button_or_result(workspace, asked, what, "replay-without-data")
     _every(workspace, asked)
 
 
 def _choose(
-    workspace: Workspace, asked: Asked, found: Stored, differs: pd.Series
+    workspace: Workspace, asked: Asked, found: Stored, differs: pd.Series, ranked: bool
 ) -> tuple[Chosen | None, str | None]:
     """The examples, as far as they are known here, and the filter that names them, if any."""
-    guided = not opposite(asked.effect, found.linearised(asked.stage))
+    guided = ranked and not opposite(asked.effect, found.linearised(asked.stage))
     kinds = [*([HURT, HELPED] if guided else []), *([DIFFERS] if differs.any() else []), FILTER]
     if found.facts.kind is None or asked.stage in found.facts.steps_only:
         kinds = [FILTER]  # examples have no contributions, or each use counts by itself

@@ -1,0 +1,44 @@
+"""What a smoothness check says, in words. Without torch."""
+
+from __future__ import annotations
+
+import math
+
+from stagelens.contracts import Behaviour
+from stagelens.wording.numbers import count_text, phrase
+
+from .smoothness import LEAST, Smoothness
+
+NOTHING_HERE = "First order says nothing here"
+SMOOTH_HERE = "Smooth here"
+
+
+def verdict(check: Smoothness, behaviour: Behaviour) -> str:
+    """Whether first order is used, the number, and what it means."""
+    facts, value = check.facts, check.of(behaviour.name)
+    part = f"{count_text(facts.weighed, 'random training example')} of {facts.stage}"
+    horizon = f" {count_text(facts.horizon, 'step')} later" if facts.horizon is not None else ""
+    if math.isnan(value):
+        return (
+            f"{NOTHING_HERE}: without {part} no {phrase(behaviour)} of the evaluation set changed"
+            f"{horizon}, so there is nothing to go by."
+        )
+    number = f"smoothness {value:.2f}, where 1 is the most and {LEAST:g} the least for first order"
+    if check.smooth(behaviour.name):
+        return (
+            f"{SMOOTH_HERE} ({number}): as {part} count less and less, the {phrase(behaviour)} of "
+            f"the evaluation examples{horizon} goes on as it began."
+        )
+    return (
+        f"{NOTHING_HERE} ({number}): as {part} count less and less, the {phrase(behaviour)} of the "
+        f"evaluation examples{horizon} does not go on as it began, so no derivative can say what "
+        "leaving examples out does. Go by replays without them."
+    )
+
+
+def cost(replays: str = "two short replays") -> str:
+    """What a check takes, for buttons."""
+    return (
+        f"Three models, {replays}: a random tenth of the stage's examples with the whole weight, "
+        "with half of it, and without it."
+    )

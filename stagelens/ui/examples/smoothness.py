@@ -1,0 +1,71 @@
+"""Whether first order says anything of a stage's training data: the check, and the way to it."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from stagelens.analyses.smoothness.sentences import cost, verdict
+from stagelens.analyses.smoothness.smoothness import Smoothness, load_smoothness, smoothness_path
+from stagelens.estimators.durations import STARTING, paces
+from stagelens.ui.opening.workspace import Workspace
+from stagelens.ui.pieces import components, job_progress
+from stagelens.ui.server import jobs, settings
+from stagelens.wording.numbers import predicted_time
+
+from .contributions import Asked
+
+
+def first_order_says_something(workspace: Workspace, asked: Asked, key: str) -> bool:
+    """Show what is known of it, or the button that checks; False where rankings would mislead.
+
+    Args:
+        workspace: The run.
+        asked: Whose behaviour, and which stage.
+        key: Tells the controls of one tab from those of another.
+    """
+    path = smoothness_path(workspace.run, asked.stage, workspace.examples)
+    found = None
+    if path.exists():
+        found = _load(str(path), path.stat().st_mtime_ns, workspace, asked.stage)
+    if found is None:
+        _offer(workspace, asked, key)
+        return True
+    said = components.plain(verdict(found, asked.behaviour))
+    if found.smooth(asked.behaviour.name):
+        components.text_block(verdict(found, asked.behaviour), muted=True)
+        return True
+    st.warning(said, icon=":material/warning:")
+    return False
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _load(path: str, stamp: int, _workspace: Workspace, _stage: str) -> Smoothness | None:
+    # The path says what was checked. A file that is written again is read again, by its stamp.
+    return load_smoothness(_workspace.run, _stage, _workspace.examples)
+
+
+def _offer(workspace: Workspace, asked: Asked, key: str) -> None:
+    """The button that starts the check."""
+    arguments = (
+        *("smoothness", *workspace.at.words, "--stage", asked.stage),
+        *("--set", workspace.examples.name),
+    )
+    if job_progress.job_state(arguments, "Try again"):
+        return
+    known = paces(workspace.run)
+    later = known.stages[workspace.stages.index(asked.stage) :]
+    took = ""
+    if all(pace.seconds is not None for pace in later):
+        seconds = STARTING + 2 * sum(pace.seconds or 0.0 for pace in later)
+        took = f" Predicted: {predicted_time(known.at_present(seconds, jobs.running()))}."
+    st.button(
+        "Check first order",
+        disabled=settings.read_only(),
+        icon=":material/rule:",
+        key=f"check-smoothness-{key}",
+        on_click=job_progress.begin,
+        args=(arguments, "The smoothness check"),
+        help=settings.READ_ONLY
+        if settings.read_only()
+        else f"Whether rankings to first order say anything of {asked.stage}. {cost()}{took}",
+    )

@@ -1,0 +1,177 @@
+"""Three short replays say whether first order says anything of a stage's training data."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import stagelens
+from stagelens.analyses.smoothness import checking
+from stagelens.analyses.smoothness.checking import check_smoothness
+from stagelens.analyses.smoothness.sentences import NOTHING_HERE, SMOOTH_HERE, verdict
+from stagelens.analyses.smoothness.smoothness import (
+    LEAST,
+    Smoothness,
+    load_smoothness,
+    smoothness,
+    smoothness_path,
+)
+from stagelens.cli import app
+from stagelens.measuring.models import measure
+from stagelens.replaying.left_out import RowsOfStage
+from stagelens.runs.run import Run
+from stagelens.tasks import ImageClassification
+
+GENTLE, WILD = 0.02, 1.5
+
+
+def _recorded(path: Path, rate: float) -> Run:
+    """Two stages of a small network with ReLUs, on images of noise."""
+    torch.manual_seed(0)
+    task = ImageClassification(["a", "b", "c"], (1, 4, 4), {"kind": "mlp", "hidden": [16]})
+    model = task.build_model()
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    labels = random.integers(0, 3, 60)
+    images = torch.from_numpy(pixels)[:, None].float() / task.scale
+    with closing(stagelens.Recorder(path, task, name="small")) as recorder:
+        for name, steps in (("first", 12), ("second", 12)):
+            optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
+            with recorder.stage(name, model=model, optimizer=optimizer) as stage:
+                for step in range(steps):
+                    rows = torch.arange(10) + 10 * (step % 3)
+                    batch = (images[rows], torch.from_numpy(labels)[rows])
+                    loss = task.loss(model, batch)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    stage.step(batch, loss)
+        recorder.add_set("test", images=pixels[40:], labels=["abc"[k] for k in labels[40:]])
+    return stagelens.open_run(path, task)
+
+
+@pytest.fixture(scope="module")
+def gentle(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return _recorded(tmp_path_factory.mktemp("smooth") / "gentle", GENTLE)
+
+
+@pytest.fixture(scope="module")
+def wild(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return _recorded(tmp_path_factory.mktemp("smooth") / "wild", WILD)
+
+
+def test_the_number_is_the_part_of_the_first_change_that_goes_on() -> None:
+    whole = np.zeros(4)
+    half = np.array([1.0, -2.0, 3.0, 0.0])
+    assert smoothness(whole, half, 3 * half) == 1
+    assert smoothness(whole, half, np.zeros(4)) == -1
+    assert smoothness(whole, half, half) == 0  # it does not go on at all
+    # The change of 3 turns back, those of 1 and 2 go on: (1 + 2 - 3) / 6.
+    assert smoothness(whole, half, np.array([2.0, -2.1, 0.0, 5.0])) == 0
+    assert np.isnan(smoothness(whole, whole, half))
+    assert smoothness(whole, half, np.array([2.0, np.nan, 4.0, 0.0])) == -1
+    unlabelled = np.array([np.nan, 0.0])
+    assert smoothness(unlabelled, unlabelled + 1, unlabelled + 2) == 1
+
+
+def test_the_check_replays_a_tenth_with_the_three_weights(gentle: Run) -> None:
+    stage = gentle.stages[0]
+    found = check_smoothness(gentle, stage, "test")
+    assert (found.facts.weighed, found.facts.of, found.facts.steps) == (3, 30, 24)
+    examples = gentle.evaluation_set("test")
+    recorded = _margins(gentle, gentle.last.end().model)
+    own = found.table[found.table["behaviour"] == "margin"]
+    assert own["example_id"].tolist() == [e.example_id for e in examples.examples()]
+    np.testing.assert_allclose(own["whole"], recorded)
+    assert not np.allclose(own["half"], own["whole"])
+    assert not np.allclose(own["without"], own["half"])
+    assert found.of("margin") > LEAST
+
+
+def _margins(run: Run, weights: dict[str, torch.Tensor]) -> np.ndarray:
+    asked = run.evaluation_set("test").examples()
+    (one,) = measure(run.task, run.task.build_model(), [weights], [asked], len(asked))
+    return np.asarray(one.values["margin"])
+
+
+def test_within_a_horizon_all_three_begin_in_the_middle_of_the_stage(gentle: Run) -> None:
+    stage = gentle.stages[1]
+    found = check_smoothness(gentle, stage, "test", horizon=4)
+    assert (found.facts.horizon, found.facts.steps) == (4, 4)
+    rows = RowsOfStage(gentle.task, stage)
+    until = rows.replay({}, between=(0, 8)).state.model
+    own = found.table[found.table["behaviour"] == "margin"]
+    np.testing.assert_allclose(own["whole"], _margins(gentle, until))
+    whole = check_smoothness(gentle, stage, "test", horizon=99)
+    assert whole.facts.horizon is None  # the final model, as without one
+
+
+def test_a_check_is_stored_for_its_stage_and_horizon(
+    gentle: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, examples = gentle.stages[0], gentle.evaluation_set("test")
+    found = check_smoothness(gentle, stage, "test")
+    monkeypatch.setattr(checking, "RowsOfStage", None)  # nothing is replayed
+    again = check_smoothness(gentle, stage, "test")
+    assert again.facts == found.facts and again.of("margin") == found.of("margin")
+    assert load_smoothness(gentle, "first", examples, 3) is None
+    path = smoothness_path(gentle, "first", examples)
+    other = smoothness_path(gentle, "first", examples, 3)
+    other.write_bytes(path.read_bytes())
+    assert load_smoothness(gentle, "first", examples, 3) is None  # another question's
+    other.unlink()
+
+
+def test_far_too_high_a_learning_rate_is_told(gentle: Run, wild: Run) -> None:
+    """What leaving examples out does there, no derivative of it can say."""
+    values = {}
+    for run in (gentle, wild):
+        found = check_smoothness(run, run.stages[0], "test")
+        values[run.path.name] = found.of("margin")
+        kind = run.task.behaviour_kinds[0]
+        said = verdict(found, kind)
+        assert said.startswith(SMOOTH_HERE if run is gentle else NOTHING_HERE)
+        assert f"{found.of(kind.name):.2f}" in said
+        assert found.smooth(kind.name) == (run is gentle)
+    assert values["gentle"] > 0.8 > LEAST > values["wild"]
+
+
+def test_where_nothing_changed_there_is_nothing_to_go_by(gentle: Run) -> None:
+    found = check_smoothness(gentle, gentle.stages[0], "test")
+    still = found.table.assign(half=found.table["whole"], without=found.table["whole"])
+    check, kind = Smoothness(found.facts, still), gentle.task.behaviour_kinds[0]
+    assert not check.smooth(kind.name)
+    assert "nothing to go by" in verdict(check, kind)
+
+
+@pytest.mark.slow
+def test_the_commands_check_first_and_show_no_ranking_that_says_nothing(
+    gentle: Run, wild: Run
+) -> None:
+    for run, words in ((gentle, SMOOTH_HERE), (wild, NOTHING_HERE)):
+        folder = str(run.path)
+        said = _invoke("smoothness", folder, "--stage", "second", "--set", "test")
+        assert words in said
+        asked = ("contributions", folder, "--since", "second", "--check-smoothness")
+        printed = _invoke(*asked)
+        assert f"second: {words}" in printed
+        ranked = "Training examples of second" in printed
+        assert ranked == (run is gentle)
+        # Once it is known, it is said without being asked for.
+        assert f"second: {words}" in _invoke(*asked[:-1])
+    data = ("training-data", str(wild.path), "--stage", "second", "--by", "label")
+    printed = _invoke(*data)
+    assert NOTHING_HERE in printed and "Groups of second" not in printed
+    chosen = ("select", str(wild.path), "--stage", "second", "--horizon", "4")
+    assert "4 steps later" in _invoke(*chosen, "--check-smoothness").partition("smoothness")[2]
+
+
+def _invoke(*arguments: str) -> str:
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 0, found.output
+    return " ".join(found.output.split())
