@@ -61,7 +61,7 @@ def measure_run(
     # The questions of leave_some_out.py, of which some: the replays are the same.
     asked = [examples.examples(int(k), int(k) + 1)[0] for k in every]
     start = options.cache / f"leave-some-out-{scenario.name}-{seed}"
-    replays = Replays(run, seed, asked, start.with_suffix(".jsonl"))
+    replays = Replays(run, seed, asked, start.with_name(f"{start.name}.jsonl"))
     kept = np.arange(0, len(asked), max(1, len(asked) // options.questions))
     stages = [stage.name for stage in run.stages][-options.stages :]
     groups = {

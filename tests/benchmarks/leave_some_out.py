@@ -273,7 +273,7 @@ def measure_run(
     every = np.linspace(0, len(examples) - 1, QUESTIONS[scenario.data]).astype(int)
     questions = [examples.examples(int(k), int(k) + 1)[0] for k in every]
     start = options.cache / f"leave-some-out-{scenario.name}-{seed}"
-    replays = Replays(run, seed, questions, start.with_suffix(".jsonl"))
+    replays = Replays(run, seed, questions, start.with_name(f"{start.name}.jsonl"))
     stages = [stage.name for stage in run.stages if stage.name in (options.stages or stage.name)]
     scores = {} if options.replays_only else all_scores(run, questions, seed, start)
     cells = [

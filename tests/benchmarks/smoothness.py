@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,8 +43,8 @@ RATES = {
 }
 
 
-def _scenarios() -> list[Scenario]:
-    known = [(name, rate, SCENARIOS[name]) for name, rates in RATES.items() for rate in rates]
+def _scenarios(names: Sequence[str]) -> list[Scenario]:
+    known = [(name, rate, SCENARIOS[name]) for name in names for rate in RATES[name]]
     return [
         s if s.peak == rate else replace(s, name=f"{s.data}-{s.optimizer.lower()}-{rate:g}-at-96",
                                          peak=rate)
@@ -60,7 +61,7 @@ def measure_run(
     every = np.linspace(0, len(examples) - 1, QUESTIONS[scenario.data]).astype(int)
     asked = [examples.examples(int(k), int(k) + 1)[0] for k in every]
     start = options.cache / f"leave-some-out-{scenario.name}-{seed}"
-    replays = Replays(run, seed, asked, start.with_suffix(".jsonl"))
+    replays = Replays(run, seed, asked, start.with_name(f"{start.name}.jsonl"))
     kept = np.arange(0, len(asked), max(1, len(asked) // options.questions))
     try:
         scores = adjoint_scores(run, BEHAVIOUR, [asked[int(k)] for k in kept])[WEIGHTS].by_stage
@@ -98,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[3, 4])
+    parser.add_argument("--scenarios", nargs="*", choices=list(RATES), default=list(RATES))
     parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--questions", type=int, default=16)
     options = parser.parse_args()
@@ -105,7 +107,7 @@ def main() -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, object]] = []
     for seed in options.seeds:
-        for scenario in _scenarios():
+        for scenario in _scenarios(options.scenarios):
             own = measure_run(scenario, seed, options)
             print(pd.DataFrame(own).round(3).to_string(index=False, header=not lines), flush=True)
             lines += own

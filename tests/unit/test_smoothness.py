@@ -27,7 +27,7 @@ from stagelens.replaying.left_out import RowsOfStage
 from stagelens.runs.run import Run
 from stagelens.tasks import ImageClassification
 
-GENTLE, WILD = 0.02, 1.5
+GENTLE, WILD = 0.02, 0.3
 
 
 def _recorded(path: Path, rate: float) -> Run:
@@ -40,7 +40,7 @@ def _recorded(path: Path, rate: float) -> Run:
     labels = random.integers(0, 3, 60)
     images = torch.from_numpy(pixels)[:, None].float() / task.scale
     with closing(stagelens.Recorder(path, task, name="small")) as recorder:
-        for name, steps in (("first", 12), ("second", 12)):
+        for name, steps in (("first", 40), ("second", 40)):
             optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
             with recorder.stage(name, model=model, optimizer=optimizer) as stage:
                 for step in range(steps):
@@ -82,14 +82,14 @@ def test_the_number_is_the_part_of_the_first_change_that_goes_on() -> None:
 def test_the_check_replays_a_tenth_with_the_three_weights(gentle: Run) -> None:
     stage = gentle.stages[0]
     found = check_smoothness(gentle, stage, "test")
-    assert (found.facts.weighed, found.facts.of, found.facts.steps) == (3, 30, 24)
+    assert (found.facts.weighed, found.facts.of, found.facts.steps) == (3, 30, 80)
     examples = gentle.evaluation_set("test")
     recorded = _margins(gentle, gentle.last.end().model)
     own = found.table[found.table["behaviour"] == "margin"]
     assert own["example_id"].tolist() == [e.example_id for e in examples.examples()]
     np.testing.assert_allclose(own["whole"], recorded)
-    assert not np.allclose(own["half"], own["whole"])
-    assert not np.allclose(own["without"], own["half"])
+    assert (own["less"] != own["whole"]).all()
+    assert (own["least"] != own["less"]).all()
     assert found.of("margin") > LEAST
 
 
@@ -104,7 +104,7 @@ def test_within_a_horizon_all_three_begin_in_the_middle_of_the_stage(gentle: Run
     found = check_smoothness(gentle, stage, "test", horizon=4)
     assert (found.facts.horizon, found.facts.steps) == (4, 4)
     rows = RowsOfStage(gentle.task, stage)
-    until = rows.replay({}, between=(0, 8)).state.model
+    until = rows.replay({}, between=(0, 22)).state.model
     own = found.table[found.table["behaviour"] == "margin"]
     np.testing.assert_allclose(own["whole"], _margins(gentle, until))
     whole = check_smoothness(gentle, stage, "test", horizon=99)
@@ -138,12 +138,12 @@ def test_far_too_high_a_learning_rate_is_told(gentle: Run, wild: Run) -> None:
         assert said.startswith(SMOOTH_HERE if run is gentle else NOTHING_HERE)
         assert f"{found.of(kind.name):.2f}" in said
         assert found.smooth(kind.name) == (run is gentle)
-    assert values["gentle"] > 0.8 > LEAST > values["wild"]
+    assert values["gentle"] > LEAST > 0.5 > values["wild"]
 
 
 def test_where_nothing_changed_there_is_nothing_to_go_by(gentle: Run) -> None:
     found = check_smoothness(gentle, gentle.stages[0], "test")
-    still = found.table.assign(half=found.table["whole"], without=found.table["whole"])
+    still = found.table.assign(less=found.table["whole"], least=found.table["whole"])
     check, kind = Smoothness(found.facts, still), gentle.task.behaviour_kinds[0]
     assert not check.smooth(kind.name)
     assert "nothing to go by" in verdict(check, kind)

@@ -138,7 +138,7 @@ def _table(
                 {
                     "example_id": ids,
                     "behaviour": kind.name,
-                    **dict(zip(("whole", "half", "without"), values, strict=True)),
+                    **dict(zip(("whole", "less", "least"), values, strict=True)),
                 }
             )
         )

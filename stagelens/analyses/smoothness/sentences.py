@@ -20,19 +20,18 @@ def verdict(check: Smoothness, behaviour: Behaviour) -> str:
     horizon = f" {count_text(facts.horizon, 'step')} later" if facts.horizon is not None else ""
     if math.isnan(value):
         return (
-            f"{NOTHING_HERE}: without {part} no {phrase(behaviour)} of the evaluation set changed"
+            f"{NOTHING_HERE}: with {part} counting less, no {phrase(behaviour)} of the set changed"
             f"{horizon}, so there is nothing to go by."
         )
     number = f"smoothness {value:.2f}, where 1 is the most and {LEAST:g} the least for first order"
+    how = (
+        f"as {part} count 1 % and then 2 % less, the {phrase(behaviour)} of the evaluation examples"
+    )
     if check.smooth(behaviour.name):
-        return (
-            f"{SMOOTH_HERE} ({number}): as {part} count less and less, the {phrase(behaviour)} of "
-            f"the evaluation examples{horizon} goes on as it began."
-        )
+        return f"{SMOOTH_HERE} ({number}): {how}{horizon} goes on as it began."
     return (
-        f"{NOTHING_HERE} ({number}): as {part} count less and less, the {phrase(behaviour)} of the "
-        f"evaluation examples{horizon} does not go on as it began, so no derivative can say what "
-        "leaving examples out does. Go by replays without them."
+        f"{NOTHING_HERE} ({number}): {how}{horizon} does not go on as it began, so no derivative "
+        "can say what leaving examples out does. Go by replays without them."
     )
 
 
@@ -40,5 +39,5 @@ def cost(replays: str = "two short replays") -> str:
     """What a check takes, for buttons."""
     return (
         f"Three models, {replays}: a random tenth of the stage's examples with the whole weight, "
-        "with half of it, and without it."
+        "and with 1 % and 2 % less."
     )
