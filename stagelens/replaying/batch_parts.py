@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -118,6 +118,63 @@ class Cut:
 
     def _rows(self, chosen: set[int]) -> list[int]:
         return [row for row, owner in enumerate(self.owners or ()) if owner in chosen]
+
+
+def scaled(
+    cuts: Sequence[Cut], divisor_of: Callable[[MicroBatch], float], kept: bool
+) -> list[MicroBatch]:
+    """What is left of each micro-batch of a step, with the divisor that its loss then has.
+
+    Args:
+        cuts: Of the step.
+        divisor_of: What the loss of a micro-batch is divided by, as recorded.
+        kept: Whether divisors stay those of the whole; see :mod:`.left_out`.
+    """
+    weights = [1 / divisor_of(cut.micro) for cut in cuts]
+    left = [cut for cut in cuts if cut.left]
+    of_step = sum(cut.terms for cut in cuts) / sum(cut.left for cut in cuts)
+    of_means = sum(weights) / sum(w for w, cut in zip(weights, cuts, strict=True) if cut.left)
+    found = []
+    for cut in left:
+        if kept:
+            factor = 1.0 if cut.adds_up else cut.left / cut.terms
+        else:
+            factor = {"mean": of_means, "count": of_step, "sum": 1.0}[cut.kind]
+        micro = cut.rest()
+        if factor != 1:
+            micro.divisor = divisor_of(micro) / factor
+        found.append(micro)
+    return found
+
+
+def weighed(
+    cuts: Sequence[Cut], divisor_of: Callable[[MicroBatch], float], kept: bool, weight: float
+) -> list[MicroBatch]:
+    """Both parts of each micro-batch, with the divisors that their losses have in the sum.
+
+    Args:
+        cuts: As for :func:`scaled`, like the following two.
+        divisor_of: See there.
+        kept: See there.
+        weight: Of the examples that are not left, above 0; of the others it is 1.
+    """
+    of_step = sum(cut.terms for cut in cuts) / sum(
+        cut.left + weight * (cut.terms - cut.left) for cut in cuts
+    )
+    found = []
+    for cut in cuts:
+        out = cut.terms - cut.left
+        whole = 1.0 if kept else cut.terms / (cut.left + weight * out)
+        for micro, own, terms in ((cut.rest, 1.0, cut.left), (cut.others, weight, out)):
+            if not terms:
+                continue
+            factor = own * (whole * terms / cut.terms if cut.kind == "mean" else 1.0)
+            if cut.kind == "count" and not kept:
+                factor *= of_step
+            part = micro()
+            part.divisor = divisor_of(part) / factor
+            found.append(part)
+    return found
 
 
 def divided_by(stage: Stage, task: Task, batch: Any) -> float:

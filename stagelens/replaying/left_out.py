@@ -43,7 +43,7 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState
 from stagelens.runs.step_records import MicroBatch, StepRecord
 
-from .batch_parts import Cut
+from .batch_parts import Cut, scaled, weighed
 from .replay import (
     Replayed,
     StageReplay,
@@ -219,57 +219,16 @@ class RowsOfStage:
         if not self._checked:
             self._checked = any(self._check(replay, cut, told) for cut in cuts)
         self._look_across(replay, cuts, told)
+        kept = self._divisor == "kept"
         if weight:
-            batches = self._weighed(cuts, replay.rules.divisor, weight)
+            batches = weighed(cuts, replay.rules.divisor, kept, weight)
         elif any(cut.left for cut in cuts):
-            batches = self._scaled(cuts, replay.rules.divisor)
+            batches = scaled(cuts, replay.rules.divisor, kept)
         else:
             told.skipped += 1
             return None
         divisors = tuple(micro.divisor for micro in batches)
         return replace(record, batches=batches, divisors=divisors)
-
-    def _scaled(
-        self, cuts: Sequence[Cut], divisor_of: Callable[[MicroBatch], float]
-    ) -> list[MicroBatch]:
-        """What is left of each micro-batch, with the divisor that its loss then has."""
-        weights = [1 / divisor_of(cut.micro) for cut in cuts]
-        left = [cut for cut in cuts if cut.left]
-        of_step = sum(cut.terms for cut in cuts) / sum(cut.left for cut in cuts)
-        of_means = sum(weights) / sum(w for w, cut in zip(weights, cuts, strict=True) if cut.left)
-        found = []
-        for cut in left:
-            if self._divisor == "kept":
-                factor = 1.0 if cut.adds_up else cut.left / cut.terms
-            else:
-                factor = {"mean": of_means, "count": of_step, "sum": 1.0}[cut.kind]
-            micro = cut.rest()
-            if factor != 1:
-                micro.divisor = divisor_of(micro) / factor
-            found.append(micro)
-        return found
-
-    def _weighed(
-        self, cuts: Sequence[Cut], divisor_of: Callable[[MicroBatch], float], weight: float
-    ) -> list[MicroBatch]:
-        """Both parts of each micro-batch, with the divisors that their losses have in the sum."""
-        of_step = sum(cut.terms for cut in cuts) / sum(
-            cut.left + weight * (cut.terms - cut.left) for cut in cuts
-        )
-        found = []
-        for cut in cuts:
-            out = cut.terms - cut.left
-            whole = 1.0 if self._divisor == "kept" else cut.terms / (cut.left + weight * out)
-            for micro, own, terms in ((cut.rest, 1.0, cut.left), (cut.others, weight, out)):
-                if not terms:
-                    continue
-                factor = own * (whole * terms / cut.terms if cut.kind == "mean" else 1.0)
-                if cut.kind == "count" and self._divisor == "rest":
-                    factor *= of_step
-                part = micro()
-                part.divisor = divisor_of(part) / factor
-                found.append(part)
-        return found
 
     @torch.no_grad()
     def _check(self, replay: StageReplay, cut: Cut, told: LeftOut) -> bool:
