@@ -5,7 +5,16 @@ from __future__ import annotations
 from stagelens.contracts import is_score
 from stagelens.ui.examples import slices
 from stagelens.ui.opening.workspace import nothing_measured, open_workspace
-from stagelens.ui.overview import benchmarks, lineages, paths, recipe, sections, story, switchboard
+from stagelens.ui.overview import (
+    benchmarks,
+    lineages,
+    paths,
+    recipe,
+    sections,
+    story,
+    switchboard,
+    without_data,
+)
 from stagelens.ui.pieces import components
 
 workspace = open_workspace("Overview", unused={"stage": "This page shows all stages."}, scores=True)
@@ -32,6 +41,7 @@ if workspace is not None:
             # The switchboard has bars already, unless those here are of the recipe.
             folded = board and effects is of_run
             sections.credit_and_blame(workspace, effects, behaviour, focus, folded)
+            without_data.section(workspace, behaviour, focus)
             note = recipe.of_this_run(effects)
             sections.time_line(workspace, behaviour, note)
             lineages.sections(workspace, behaviour)

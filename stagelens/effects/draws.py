@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -75,7 +76,7 @@ class DrawnEffects:
         """:func:`interval_over_draws` of a number in each of these draws."""
         return interval_over_draws(values, self.kind, self.pilot, self.batches)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """How many draws there are."""
         return int(self.table["draw"].nunique())

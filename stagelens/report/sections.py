@@ -13,6 +13,8 @@ from stagelens.analyses.spurious.feature_table import load_features, noise_key
 from stagelens.analyses.spurious.gaps import gap_notes, gap_sentences, group_gaps, rows_of
 from stagelens.analyses.spurious.ranking import first, strongest
 from stagelens.analyses.spurious.sentences import feature_sentence
+from stagelens.analyses.without_data.as_stages import without_some
+from stagelens.analyses.without_data.chosen import DRAWN
 from stagelens.charts.groups import group_gaps as draw_gaps
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects import summary
@@ -20,7 +22,7 @@ from stagelens.effects.draws import DrawnEffects
 from stagelens.effects.headlines import FEWEST, headlines, meant_too
 from stagelens.effects.learning_rates import learning_rates
 from stagelens.effects.results import ResultFacts, load_result
-from stagelens.estimators.stage_trust import StageTrust
+from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.runs.run import Run
 from stagelens.runs.sets.clusters import Clusters, clusters
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -177,6 +179,7 @@ def default_sections(run: Run, set_name: str) -> list[Section]:
             "the net of the two.",
             _bars,
         ),
+        ("Without some training data", DRAWN, _without_data),
         ("Shares", shares.ABOUT, _shares),
         ("Stages", "In training order, with what was measured after each.", _time_line),
         ("Paths", paths.ABOUT, _paths),
@@ -270,6 +273,28 @@ def _mean_sentences(
         mean_sentence(row, behaviour, basis.noun, None, trust.get(str(row["stage"])))
         for row in rows
     )
+
+
+def _without_data(basis: Basis) -> list[Finding]:
+    """Replays without training examples, in the form of stage effects."""
+    found = without_some(basis.run, basis.examples)
+    if found is None:
+        return []
+    made = []
+    for behaviour in list(found.behaviours.values())[:2]:
+        means, about = found.means(behaviour), f"all {basis.noun}s"
+        chart = charts.credit_and_blame(means, behaviour, found.trust, charts.EITHER, about)
+        made.append(
+            basis.chart(
+                chart,
+                title=f"Effect of training examples on the {phrase(behaviour)} of {about}",
+                sentences=tuple(found.sentences(means, behaviour, basis.noun)),
+                behaviour=behaviour.name,
+                estimator=REPLAY,
+                trust=tuple(found.trust.values()),
+            )
+        )
+    return made
 
 
 def _shares(basis: Basis) -> list[Finding]:

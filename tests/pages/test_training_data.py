@@ -228,6 +228,10 @@ def test_a_replay_without_examples_is_started_and_what_it_gave_is_said(
     )
     assert "not a new training without them" in said
     assert "without-list" not in {each.key for each in app.run().button}
+    # It is told beside the stages too, of the same examples as these.
+    over = words(check(open_page(path.parent, "run=digits&set=mixed-up&measure=margin", "app.py")))
+    assert "Without 20 examples of mislabelled, the mean margin on " in over
+    assert "not a new training without them" in over
 
 
 def test_what_is_missing_of_it_is_offered_beside_what_is_there(

@@ -18,6 +18,7 @@ from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.training_data.tables import ColumnFacts, columns_path
 from stagelens.analyses.without_data import computing
+from stagelens.analyses.without_data.as_stages import without_some
 from stagelens.analyses.without_data.chosen import (
     Chosen,
     by_filter,
@@ -40,6 +41,8 @@ from stagelens.analyses.without_data.sentences import (
 from stagelens.analyses.without_data.stored import load_without_data, stored_without_data
 from stagelens.contracts import ACCURACY, Refused, StageLensError
 from stagelens.effects.computing import attribute
+from stagelens.effects.summary import stage_summary
+from stagelens.report.sections import whole_report
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.training_rows import TrainingRows, training_rows
@@ -249,3 +252,38 @@ def test_the_command_lists_examples_and_leaves_some_out(
     assert wrong.status == 1 and "one of --where, --ids, --example and --slice" in wrong.err
     wrong = command(*given, "--where", "label=4", "--divisor", "none")
     assert wrong.status == 1 and "no divisor 'none'; give rest or kept" in wrong.err
+
+
+def test_replays_are_told_and_reported_like_stages_with_their_intervals(
+    rows: TrainingRows, tmp_path: Path
+) -> None:
+    run = _made(tmp_path)
+    examples = run.evaluation_set("test")
+    assert without_some(run, examples) is None
+    every = rows.table["example_id"].tolist()
+    for ids in (every, every[:2], every[1:3]):
+        without_data(run, "test", by_ids(rows, ids))
+    found = without_some(run, examples)
+    assert found is not None
+    names = [*found.trust]
+    # Two choices of as many are told apart by their first.
+    assert names[0] == f"2 examples of second, {every[1]} the first"
+    assert names[1] == f"2 examples of second, {every[0]} the first"
+    assert names[2] == f"{len(every)} examples of second"
+    assert all(trust.stage == name for name, trust in found.trust.items())
+    # All of them together are the stage, in every number that is shown of one.
+    behaviour = next(kind for kind in found.behaviours.values() if kind.name != "accuracy")
+    stage = attribute(run, "test", "replay", ["second"])
+    expected = stage_summary(
+        stage.table[stage.table["behaviour"] == behaviour.name], behaviour, ["second"]
+    )
+    own = found.means(behaviour)
+    for column in ("n", "effect", "gain", "credit", "blame", "error", "freedom"):
+        assert own[column].iloc[2] == pytest.approx(expected[column].iloc[0], nan_ok=True), column
+    said = [str(one) for one in found.sentences(own, behaviour, "image")]
+    assert said[2].startswith(f"Without {len(every)} examples of second, the mean ")
+    one = examples.table()["example_id"].iloc[0]
+    assert found.means(behaviour, frozenset([one]))["n"].tolist() == [1, 1, 1]
+    report, _ = whole_report(run, "test")
+    (section,) = [one for one in report.sections if one.title == "Without some training data"]
+    assert section.findings and section.findings[0].seen.trust[0].stage == names[0]

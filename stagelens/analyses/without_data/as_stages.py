@@ -1,0 +1,116 @@
+"""Replays without training examples in the form of stage effects, for whatever shows those."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from stagelens.contracts import ACCURACY, Behaviour
+from stagelens.effects.summary import stage_summary, with_accuracy
+from stagelens.estimators.stage_trust import StageTrust
+from stagelens.runs.run import Run
+from stagelens.runs.sets.clusters import clusters
+from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.wording.sentences import Sentence, mean_sentence
+
+from .chosen import DIVISORS
+from .sentences import title
+from .stored import WithoutData, read_without_data, stored_without_data
+
+MOST = 12
+"""Replays that are shown together: the latest."""
+
+
+@dataclass(frozen=True)
+class WithoutSome:
+    """Replays of one set without training examples, each named like a stage.
+
+    Attributes:
+        table: An effect table whose ``stage`` is a name such as ``20 examples of sft``, with
+            accuracy where there are labels.
+        trust: Name to what is known of that model.
+        behaviours: By name, accuracy first where there are labels.
+        left_out: How many more are stored.
+    """
+
+    table: pd.DataFrame
+    trust: dict[str, StageTrust]
+    behaviours: dict[str, Behaviour]
+    left_out: int = 0
+
+    def means(self, behaviour: Behaviour, ids: frozenset[str] | None = None) -> pd.DataFrame:
+        """``summary.stage_summary``: a row per replay.
+
+        Args:
+            behaviour: Which behaviour.
+            ids: The evaluation examples that it is about; None for all.
+        """
+        rows = self.table[self.table["behaviour"] == behaviour.name]
+        if ids is not None:
+            rows = rows[rows["example_id"].isin(ids)]
+        return stage_summary(rows, behaviour, list(self.trust))
+
+    def sentences(
+        self, means: pd.DataFrame, behaviour: Behaviour, noun: str, by: str | None = None
+    ) -> Iterator[Sentence]:
+        """Each replay as it is said of a stage, with its interval.
+
+        Args:
+            means: Of :meth:`means`; ``group`` says which examples it is of, null for all.
+            behaviour: The same.
+            noun: What an evaluation example is called.
+            by: The column that ``group`` is a value of.
+        """
+        for row in means.to_dict("records"):
+            trust = self.trust[str(row["stage"])]
+            yield mean_sentence(row, behaviour, noun, by, trust, ends=True)
+
+
+def without_some(run: Run, examples: EvaluationSet) -> WithoutSome | None:
+    """What is stored of a set; None where nothing is, or the models are all refused.
+
+    Args:
+        run: The run.
+        examples: The evaluation set.
+    """
+    files = list(stored_without_data(run, examples))
+    found = [one for path in files[:MOST] if (one := read_without_data(path)) is not None]
+    found = [one for one in found if one.facts.trust.trust != "refused"]
+    if not found:
+        return None
+    names = _names(found)
+    tables = [one.table.assign(stage=name) for name, one in zip(names, found, strict=True)]
+    table = with_accuracy(pd.concat(tables, ignore_index=True))
+    sharing = clusters(examples)
+    behaviours = found[0].behaviours
+    if (table["behaviour"] == ACCURACY.name).any():
+        behaviours = {ACCURACY.name: ACCURACY, **behaviours}
+    return WithoutSome(
+        table if sharing is None else sharing.joined(table),
+        {
+            name: one.facts.trust.model_copy(update={"stage": name})
+            for name, one in zip(names, found, strict=True)
+        },
+        behaviours,
+        len(files) - len(files[:MOST]),
+    )
+
+
+def _names(found: list[WithoutData]) -> list[str]:
+    """Like stages: what was left out, and of which; told apart where two would be alike."""
+    names = []
+    for one in found:
+        divisor = "" if one.facts.divisor == "rest" else f" ({DIVISORS[one.facts.divisor]})"
+        how = "" if one.facts.estimator == "replay" else f" by {one.facts.estimator}"
+        names.append(f"{title(one.chosen)} of {one.facts.stage}{divisor}{how}")
+    times, seen = Counter(names), Counter[str]()
+    told = []
+    for name, one in zip(names, found, strict=True):
+        # The first id tells two choices of as many examples apart, whatever is replayed later.
+        full = f"{name}, {one.facts.ids[0]} the first" if times[name] > 1 else name
+        seen[full] += 1
+        told.append(f"{full} ({seen[full]})" if seen[full] > 1 else full)
+    return told
