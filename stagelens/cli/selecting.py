@@ -81,8 +81,8 @@ def select(
         bool,
         typer.Option(
             "--distinct",
-            help="Of texts that are nearly the same, and of one input with several labels, keep "
-            "only the best.",
+            help="Of texts or images that are nearly the same, and of one input with several "
+            "labels, keep only the best.",
         ),
     ] = False,
     prove: Annotated[

@@ -212,8 +212,8 @@ def test_the_fisher_of_texts_is_over_texts_and_divides_by_their_tokens(tmp_path:
 
 
 class _RowsAreTexts:
-    def row_examples(self, batch: dict[str, Tensor]) -> range:
-        return range(len(batch["input_ids"]))
+    def owners(self, batch: dict[str, Tensor]) -> Tensor:
+        return torch.arange(len(batch["input_ids"]))
 
 
 @pytest.mark.parametrize("kind", CURVATURES)

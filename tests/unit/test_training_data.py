@@ -171,7 +171,7 @@ def test_the_same_input_is_found_in_other_stages_and_in_sets(found: TrainingData
         "1-0": "z",
     }
     assert leak["other_label"].isna().tolist() == [False, False, True]
-    assert frame[NEAR].isna().all(), "images are compared pixel by pixel"
+    assert frame[NEAR].isna().all(), "no two of these images look alike"
 
 
 def test_a_label_is_doubted_by_the_models_that_answer_otherwise(found: TrainingData) -> None:

@@ -4,7 +4,7 @@ Equal inputs are found by their digests, as the task shows them: an evaluation s
 for a model, and shown again. Texts that are nearly the same are found by MinHash signatures (A.
 Broder, On the resemblance and containment of documents, 1997) with locality-sensitive hashing, by
 ``datasketch``; of those that come up, the Jaccard index of their shingles is then computed itself,
-so that none is reported which only seems alike.
+so that none is reported which only seems alike. Of images see :mod:`.alike_images`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import numpy as np
 import pandas as pd
 from datasketch import MinHash, MinHashLSH
 
-from stagelens.contracts import Example, ProgressCallback, no_progress
+from stagelens.contracts import ProgressCallback, no_progress
 from stagelens.runs import fact_tables
 from stagelens.runs.example_content import content_digest
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
+from . import alike_images
+from .looks import kept
 from .tables import (
     DUPLICATES,
     DuplicateFacts,
@@ -62,6 +64,7 @@ class Searched:
         digests: Of their inputs.
         labels: None for an example without one.
         texts: Of their inputs; None where they are no texts.
+        images: PNG files; None where they are none.
     """
 
     where: Where
@@ -70,6 +73,7 @@ class Searched:
     digests: Sequence[str]
     labels: Sequence[str | None]
     texts: Sequence[str] | None
+    images: Sequence[bytes | None] | None = None
 
 
 def duplicates(
@@ -98,13 +102,19 @@ def duplicates(
             searched.append(own)
     rows = [*_same(searched)]
     texts = [place for place in searched if place.texts is not None]
+    images = [place for place in searched if place.images is not None]
+    threshold = None
     if texts:
-        rows += _near(texts, progress)
+        threshold = THRESHOLD
+        rows += _near(texts, _alike_texts(texts, progress))
+    elif images:
+        threshold = alike_images.THRESHOLD
+        rows += _near(images, _alike_images(images, progress))
     facts = DuplicateFacts(
         run_digest=run.digest,
         sets=set_digests(run),
         left_out=dict(left_out),
-        threshold=THRESHOLD if texts else None,
+        threshold=threshold,
     )
     table = pd.DataFrame(rows, columns=list(DUPLICATES)).astype(DUPLICATES)
     fact_tables.write(duplicates_path(run), table, facts)
@@ -112,13 +122,15 @@ def duplicates(
 
 
 def _of_stage(name: str, rows: pd.DataFrame, shown: pd.DataFrame) -> Searched:
-    texts = None
+    texts: list[str] | None = None
+    images: list[bytes | None] | None = None
     if shown["length"].notna().any():
         texts = [_text(json.loads(each)) if each is not None else "" for each in shown["shown"]]
+    elif shown["shown"].notna().any():
+        images = [None if each is None else bytes(each) for each in shown["shown"]]
     labels = [None if pd.isna(label) else str(label) for label in rows["label"]]
-    return Searched(
-        "stage", name, rows["example_id"].tolist(), rows["content"].tolist(), labels, texts
-    )
+    ids, digests = rows["example_id"].tolist(), rows["content"].tolist()
+    return Searched("stage", name, ids, digests, labels, texts, images)
 
 
 def _of_set(run: Run, examples: EvaluationSet) -> Searched | None:
@@ -127,7 +139,8 @@ def _of_set(run: Run, examples: EvaluationSet) -> Searched | None:
         return None
     ids: list[str] = []
     labels: list[str | None] = []
-    seen: list[Example] = []
+    texts: list[str] = []
+    images: list[bytes | None] = []
     digests: list[str] = []
     for batch in examples.batches(_BATCH):
         shown = run.task.examples(run.task.collate(batch))
@@ -136,10 +149,12 @@ def _of_set(run: Run, examples: EvaluationSet) -> Searched | None:
         ids += [one.example_id for one in batch]
         labels += [one.label for one in batch]
         digests += [content_digest(one) for one in shown]
-        # Images are compared by their digests alone, and would take the memory of the set.
-        seen += shown if examples.kind == "text" else []
-    texts = [_text(one.input) for one in seen] if seen else None
-    return Searched("set", examples.name, ids, digests, labels, texts)
+        if examples.kind == "text":
+            texts += [_text(one.input) for one in shown]
+        else:
+            images += [kept(one)[0] for one in shown]
+    found = texts or None, images or None
+    return Searched("set", examples.name, ids, digests, labels, *found)
 
 
 def _text(content: Mapping[str, object]) -> str:
@@ -167,23 +182,38 @@ def _same(searched: Sequence[Searched]) -> Iterator[tuple[object, ...]]:
                             yield _row(searched[number], row, searched[other], each, 1.0)
 
 
-def _near(searched: Sequence[Searched], progress: ProgressCallback) -> Iterator[tuple[object, ...]]:
-    """Texts that are nearly the same, within a stage, in another one, or in a set."""
+_Alike = dict[str, list[tuple[float, str]]]
+"""Digest of an input to those that are nearly the same, and how alike they are."""
+
+
+def _alike_images(searched: Sequence[Searched], progress: ProgressCallback) -> _Alike:
+    """Images that are nearly the same, each input once."""
+    each: dict[str, bytes | None] = {}
+    for place in searched:
+        each |= dict(zip(place.digests, place.images or (), strict=True))
+    digests, alike = list(each), _Alike()
+    found = alike_images.alike_images(list(each.values()), progress)
+    for one, other, similarity in found:
+        alike.setdefault(digests[one], []).append((similarity, digests[other]))
+        alike.setdefault(digests[other], []).append((similarity, digests[one]))
+    return alike
+
+
+def _alike_texts(searched: Sequence[Searched], progress: ProgressCallback) -> _Alike:
+    """Texts that are nearly the same, each input once."""
     index = MinHashLSH(threshold=THRESHOLD, num_perm=_HASHES)
     # One for all: each would draw the same permutations anew.
     empty = MinHash(num_perm=_HASHES, hashfunc=_as_it_is)
     shingles: dict[str, np.ndarray] = {}
-    places: dict[str, list[tuple[int, int]]] = {}
-    alike: dict[str, list[tuple[float, str]]] = {}
+    alike: _Alike = {}
     total = sum(len(place.ids) for place in searched)
     done = 0
-    for number, place in enumerate(searched):
+    for place in searched:
         for row, text in enumerate(place.texts or ()):
             done += 1
             if done % 1_000 == 0:
                 progress(done / total, f"comparing {total:,} texts")
             key = place.digests[row]
-            places.setdefault(key, []).append((number, row))
             if key in shingles:
                 continue
             shingles[key] = own = _shingles(text)
@@ -198,6 +228,15 @@ def _near(searched: Sequence[Searched], progress: ProgressCallback) -> Iterator[
                     alike.setdefault(key, []).append((similarity, other))
                     alike.setdefault(other, []).append((similarity, key))
             index.insert(key, signature, check_duplication=False)
+    return alike
+
+
+def _near(searched: Sequence[Searched], alike: _Alike) -> Iterator[tuple[object, ...]]:
+    """Inputs that are nearly the same, within a stage, in another one, or in a set."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for number, place in enumerate(searched):
+        for row, key in enumerate(place.digests):
+            places.setdefault(key, []).append((number, row))
     for key, found in alike.items():
         found.sort(key=lambda one: (-one[0], one[1]))
         for number, row in places[key]:
@@ -205,7 +244,7 @@ def _near(searched: Sequence[Searched], progress: ProgressCallback) -> Iterator[
                 continue
             told: dict[int, int] = {}
             for similarity, other in found:
-                # Equal inputs are 1; other texts with the same shingles are not quite the same.
+                # Equal inputs are 1; texts with the same shingles are not quite the same.
                 near = min(similarity, 0.9999)
                 for there, each in places[other]:
                     told[there] = told.get(there, 0) + 1

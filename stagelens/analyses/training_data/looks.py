@@ -41,7 +41,7 @@ def looks(
     kind: Literal["image", "text"] | None = None
     found: list[tuple[bytes | None, int | None]] = []
     for number, example in enumerate(inputs_of(run, stage, rows)):
-        shown, length = (None, None) if example is None else _kept(example)
+        shown, length = (None, None) if example is None else kept(example)
         if example is not None:
             kind = "image" if length is None else "text"
         found.append((shown, length))
@@ -75,7 +75,7 @@ def inputs_of(run: Run, stage: Stage, rows: pd.DataFrame) -> Iterator[Example | 
             yield None if example is None else Example(str(name), example.input, example.label)
 
 
-def _kept(example: Example) -> tuple[bytes, int | None]:
+def kept(example: Example) -> tuple[bytes, int | None]:
     """What is kept of an input for people, and the length of a text in characters."""
     image = example.input.get("image")
     if image is not None:

@@ -54,7 +54,8 @@ DUPLICATES = {
     "similarity": "float64",
 }
 """An example of a stage, and the like of it: in a ``place``, the name of a stage or of a set, as
-``where`` says. ``similarity`` is 1 for the same input, else the Jaccard index of both texts."""
+``where`` says. ``similarity`` is 1 for the same input, else the Jaccard index of both texts,
+or the correlation of both images."""
 
 _LISTED = ("example_id", "label", "content", "step", "position", "uses")
 """What is read of the list of training examples; their single uses are not."""
@@ -109,8 +110,8 @@ class DuplicateFacts(BaseModel):
         run_digest: Of the run.
         sets: Name to digest of the evaluation sets that were searched.
         left_out: Stages that were not searched, and why.
-        threshold: Jaccard index from which texts count as near duplicates; None where only equal
-            inputs were looked for, as the inputs are no texts.
+        threshold: Jaccard index of texts, or correlation of images, from which they count as near
+            duplicates; None where only equal inputs were looked for.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -162,7 +163,7 @@ def columns_path(run: Run, stage: str) -> Path:
 
 def duplicates_path(run: Run) -> Path:
     """Where the duplicates of all stages are stored, or would be."""
-    return _path(run, "", "duplicates")
+    return _path(run, "", "duplicates of texts and images")
 
 
 def save_looks(run: Run, looks: pd.DataFrame, facts: LookFacts) -> None:

@@ -379,11 +379,16 @@ def _columns(asked: Asked, loaded: Loaded, unit: str) -> dict[str, object]:
         SAME: config.TextColumn(SAME, help="Where else the same input occurs."),
         NEAR: config.TextColumn(
             NEAR,
-            help=f"Where nearly the same text occurs: Jaccard index from {_threshold(loaded)}.",
+            help=f"Where nearly the same {_likeness(loaded)} from {_threshold(loaded)}.",
         ),
         "id": config.TextColumn("id", help="Step and place of its first use, from 0."),
     }
     return columns
+
+
+def _likeness(loaded: Loaded) -> str:
+    image = loaded.data.facts.kind == "image"
+    return "image occurs: correlation of pixels" if image else "text occurs: Jaccard index"
 
 
 def _threshold(loaded: Loaded) -> str:

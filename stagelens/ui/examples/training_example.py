@@ -100,6 +100,8 @@ def _elsewhere(data: tables.TrainingData, name: str) -> None:
         alike = "the same input"
         if row["similarity"] < 1:
             alike = f"nearly the same text ({row['similarity']:.0%} of shingles in common)"
+            if data.facts.kind == "image":
+                alike = f"nearly the same image (correlation {row['similarity']:.3f})"
         label = "" if pd.isna(row["other_label"]) else f", labelled {row['other_label']}"
         leak = " It has leaked." if row["where"] == "set" else ""
         components.text_block(
