@@ -13,6 +13,7 @@ from stagelens.effects.results import load_result
 from stagelens.effects.stored_scores import stored_scores
 from stagelens.estimators.stage_trust import is_ground_truth
 from stagelens.runs.run import Run
+from stagelens.wording.intervals import possible
 from stagelens.wording.numbers import signed_text
 
 from .terminal import Table, say
@@ -59,7 +60,8 @@ def print_drawn(run: Run, set_name: str, drawn: DrawnEffects, rows: pd.DataFrame
         table.add_column(name)
     for row in rows.to_dict("records"):
         kind = kinds[row["behaviour"]]
-        ends = [signed_text(row[name], kind, unit=False) for name in ("low", "high")]
+        within = possible(row["low"], row["high"], kind)
+        ends = [signed_text(end, kind, unit=False) for end in within]
         clear = "clear" if row["finding"] else "holds zero: no finding"
         known, few = pd.notna(row["low"]), "too few draws"
         table.add_row(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from stagelens.contracts import is_score
 from stagelens.effects.draws import (
     FEWEST,
     NAMES,
@@ -24,7 +25,8 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import drawn
 from stagelens.ui.reading.loaders import Source
 from stagelens.wording.folding import listed
-from stagelens.wording.numbers import axis_unit, is_share
+from stagelens.wording.numbers import axis_unit, is_share, phrase
+from stagelens.wording.signs import POSITIVE_IS
 
 from .sections import TrustView
 
@@ -76,7 +78,7 @@ def in_place_of_orders(workspace: Workspace, view: TrustView) -> str:
         return (
             "No other order of the recorded batches has been replayed. In its place stand the "
             f"intervals over {found.words} {NAMES[found.kind]}, below, each of which trained on "
-            f"batches in another order too. Mean effects on the {view.behaviour.name} "
+            f"batches in another order too. Mean effects on the {phrase(view.behaviour)} "
             f"{'; '.join(said) or 'that are known: none'}. How much the effect on one example "
             "varies is there as well."
         )
@@ -91,12 +93,18 @@ def _kind(workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnE
     )
     view = _as_asked(workspace, view, found)
     rows = _of_kind(workspace, view, facts, found)
+    asked = workspace.bar.behaviour
+    if is_score(asked) and view.behaviour.name != asked.name:
+        components.text_block(
+            f"The models of these draws were not asked the prompts of {asked.name}: shown is the "
+            f"{view.behaviour.name}. They are where draws are made with --answers."
+        )
     share = is_share(view.behaviour)
     unit = "percent points" if share else axis_unit(view.behaviour) or "its unit"
     number = st.column_config.NumberColumn
     digits = "%.1f" if share else "%.3f"
     helps = {
-        "mean over draws": "The mean over draws of the mean effect over examples.",
+        "mean over draws": f"The mean over draws of the mean effect over examples. {POSITIVE_IS}",
         "95 % low": "Lower end of its interval over draws (95 %).",
         "95 % high": "Upper end of its interval over draws (95 %).",
         "sd over draws": "Standard deviation of the mean effect over draws.",
@@ -145,6 +153,7 @@ def _rows(
 ) -> pd.DataFrame:
     workspace, view, found = _workspace, _view, _found
     scale, name = (100 if is_share(view.behaviour) else 1), view.behaviour.name
+    gain = scale * view.behaviour.sign
     table = found.table
     if view.only is not None:
         table = table[table["example_id"].isin(view.only.example_ids)]
@@ -156,12 +165,13 @@ def _rows(
     for stage in workspace.stages:
         if (mean := means.get((stage,))) is None:
             continue
+        low, high = sorted((gain * mean.low, gain * mean.high))
         made.append(
             {
                 "stage": stage,
-                "mean over draws": scale * mean.mean,
-                "95 % low": scale * mean.low,
-                "95 % high": scale * mean.high,
+                "mean over draws": gain * mean.mean,
+                "95 % low": low,
+                "95 % high": high,
                 "sd over draws": scale * mean.sd,
                 "sd of an example": scale * float(spread[stage, name].mean()),
                 "finding": _finding(mean),
