@@ -66,6 +66,11 @@ def rank_correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(size > 0, (a * b).sum(1) / np.where(size > 0, size, 1), np.nan))
 
 
+def between(effects: np.ndarray) -> np.ndarray:
+    """Without what all groups have in common for a question; (K, S)."""
+    return np.asarray(effects - effects.mean(1, keepdims=True))
+
+
 def slope_between(effects: np.ndarray, prediction: np.ndarray) -> float:
     """How much more, or less, one group does than another, over what was predicted.
 
@@ -76,7 +81,7 @@ def slope_between(effects: np.ndarray, prediction: np.ndarray) -> float:
         effects: (K, S) by replay.
         prediction: (K, S).
     """
-    return _slope(*(x - x.mean(1, keepdims=True) for x in (effects, prediction)))
+    return _slope(between(effects), between(prediction))
 
 
 def slope_of_sizes(effects: np.ndarray, prediction: np.ndarray) -> float:

@@ -44,6 +44,7 @@ from stagelens.runs.training_rows import TrainingRows, training_rows
 from tests.benchmarks import group_scores
 from tests.benchmarks.group_agreement import (
     UseScores,
+    between,
     membership,
     predicted,
     rank_correlations,
@@ -260,6 +261,8 @@ def measured(
         "slope 90 %": slopes[1],
         "size": slope_of_sizes(effects, prediction),
         "error": relative_error(effects, prediction),
+        "error between": relative_error(between(effects), between(prediction)),
+        "in common": relative_error(effects, between(effects)),
         "groups": effects.shape[1],
     }
 
@@ -273,6 +276,7 @@ def measure_run(
     every = np.linspace(0, len(examples) - 1, QUESTIONS[scenario.data]).astype(int)
     questions = [examples.examples(int(k), int(k) + 1)[0] for k in every]
     start = options.cache / f"leave-some-out-{scenario.name}-{seed}"
+    # Not with_suffix: names of scenarios have points.
     replays = Replays(run, seed, questions, start.with_name(f"{start.name}.jsonl"))
     stages = [stage.name for stage in run.stages if stage.name in (options.stages or stage.name)]
     scores = {} if options.replays_only else all_scores(run, questions, seed, start)
@@ -318,7 +322,7 @@ def summary(lines: pd.DataFrame) -> pd.DataFrame:
     keys = ["scenario", "fraction", "divisor", "method"]
     by = lines.groupby(keys, sort=False)
     names = [*("lds", "lds 10 %", "lds 90 %", "lds of mean", "slope", "slope 10 %", "slope 90 %")]
-    names += ["size", "error", "seconds"]
+    names += ["size", "error", "error between", "in common", "seconds"]
     table = by[names].median()
     table.insert(1, "least", by["lds"].min())
     table.insert(2, "most", by["lds"].max())

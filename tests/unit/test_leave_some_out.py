@@ -27,6 +27,7 @@ from stagelens.tasks import ImageClassification
 from tests.benchmarks import group_scores, leave_some_out
 from tests.benchmarks.group_agreement import (
     UseScores,
+    between,
     membership,
     predicted,
     rank_correlations,
@@ -172,6 +173,9 @@ def test_agreement_is_counted_per_question() -> None:
     # A part that all groups have in common counts for sizes, not between groups.
     assert slope_between(effects[:1] + 5, prediction[:1]) == pytest.approx(2)
     assert slope_of_sizes(effects[:1] + 5, prediction[:1]) > 2
+    assert between(effects[:1] + 5).tolist() == [[-1.0, 0.0, 1.0]]
+    # ||(2, 2, 2)|| over ||(1, 2, 3)||
+    assert relative_error(effects[:1], between(effects[:1])) == pytest.approx((12 / 14) ** 0.5)
 
 
 def test_groups_are_drawn_apart_and_the_same_whatever_is_done_with_them(linear: Run) -> None:

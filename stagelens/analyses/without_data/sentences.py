@@ -17,8 +17,8 @@ from .chosen import DIVISORS, Chosen, Divisor
 from .stored import WithoutData, WithoutDataFacts
 
 MEASURED = (
-    "First order ranks groups much as replays do, but for a single answer its size is off by about "
-    "half, and by more where half of a stage is left out: a replay decides."
+    "First order tells groups of one size apart much as replays do, but misses what leaving out so "
+    "many of any examples does: most of the effect where half of a stage goes. A replay decides."
 )
 """What leave-some-out replays say of :func:`first_order`, see docs/fidelity.md."""
 
