@@ -45,7 +45,7 @@ class _Unrolled(Estimator):
     _reading: Reading
     _sentence: str
     _plain_sgd = False
-    revision = 3
+    revision = 4
 
     def __init__(
         self,

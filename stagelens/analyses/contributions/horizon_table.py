@@ -18,7 +18,7 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 from .contribution_table import asked_digest
 
-_METHOD = 1
+_METHOD = 2
 """Part of every key; raised when what is stored changes."""
 
 SHARE = 0.1
