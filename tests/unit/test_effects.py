@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,19 @@ def add_set(run: stagelens.Run, name: str, **more: Any) -> None:
     recorder.close()
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> stagelens.Run:
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two stages, and a set."""
     plans = [Plan("first", sgd), Plan("second", sgd)]
-    run = record_plans(tmp_path / "run", make_task(), plans)
+    run = record_plans(tmp_path_factory.mktemp("recorded") / "run", make_task(), plans)
     add_set(run, "test", columns={"group": ["a", "b"] * (COUNT // 2), "size": range(COUNT)})
-    return run
+    return run.path
+
+
+@pytest.fixture
+def run(recorded: Path, tmp_path: Path) -> stagelens.Run:
+    """A copy of ``recorded`` to change."""
+    return stagelens.open_run(shutil.copytree(recorded, tmp_path / "run"))
 
 
 def without(stage: str, weights: Any) -> Counterfactual:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,23 @@ def parameters(folder: Path, kind: str = CLASSIFIER) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@pytest.fixture(params=[{}, {"max_shard_size": "8KB"}], ids=["one file", "shards"])
-def folders(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Path]:
-    return classifiers(tmp_path, ["base", "sft", "dpo", "last"], **request.param)
+@pytest.fixture(scope="module", params=[{}, {"max_shard_size": "8KB"}], ids=["one file", "shards"])
+def folders(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    return classifiers(root, ["base", "sft", "dpo", "last"], **request.param)
+
+
+@pytest.fixture(scope="module")
+def assembled(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stagelens.assemble(folders, tmp_path_factory.mktemp("assembled") / "run").path
 
 
 @pytest.fixture
-def run(folders: dict[str, Path], tmp_path: Path) -> stagelens.Run:
-    return stagelens.assemble(folders, tmp_path / "run")
+def run(assembled: Path, tmp_path: Path) -> stagelens.Run:
+    """A copy of ``assembled`` to change."""
+    return stagelens.open_run(shutil.copytree(assembled, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.25])
