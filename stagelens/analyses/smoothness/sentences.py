@@ -28,7 +28,10 @@ def verdict(check: Smoothness, behaviour: Behaviour) -> str:
         f"as {part} count 1 % and then 2 % less, the {phrase(behaviour)} of the evaluation examples"
     )
     if check.smooth(behaviour.name):
-        return f"{SMOOTH_HERE} ({number}): {how}{horizon} goes on as it began."
+        return (
+            f"{SMOOTH_HERE} ({number}): {how}{horizon} goes on as it began. How far it goes on, a "
+            "replay without examples says."
+        )
     return (
         f"{NOTHING_HERE} ({number}): {how}{horizon} does not go on as it began, so no derivative "
         "can say what leaving examples out does. Go by replays without them."
