@@ -379,7 +379,7 @@ def _columns(asked: Asked, loaded: Loaded, unit: str) -> dict[str, object]:
         SAME: config.TextColumn(SAME, help="Where else the same input occurs."),
         NEAR: config.TextColumn(
             NEAR,
-            help=f"Where nearly the same {_likeness(loaded)} from {_threshold(loaded)}.",
+            help=f"Where nearly the same {_likeness(loaded)}.",
         ),
         "id": config.TextColumn("id", help="Step and place of its first use, from 0."),
     }
@@ -387,13 +387,11 @@ def _columns(asked: Asked, loaded: Loaded, unit: str) -> dict[str, object]:
 
 
 def _likeness(loaded: Loaded) -> str:
-    image = loaded.data.facts.kind == "image"
-    return "image occurs: correlation of pixels" if image else "text occurs: Jaccard index"
-
-
-def _threshold(loaded: Loaded) -> str:
-    facts = loaded.data.duplicate_facts
-    return "" if facts is None or facts.threshold is None else f"{facts.threshold:g} on"
+    image, facts = loaded.data.facts.kind == "image", loaded.data.duplicate_facts
+    what = "image occurs: correlation of pixels" if image else "text occurs: Jaccard index"
+    return (
+        what if facts is None or facts.threshold is None else f"{what} from {facts.threshold:g} on"
+    )
 
 
 def _csv(loaded: Loaded, chosen: pd.DataFrame) -> bytes:
