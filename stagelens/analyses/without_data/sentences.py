@@ -17,8 +17,9 @@ from .chosen import DIVISORS, Chosen, Divisor
 from .stored import WithoutData, WithoutDataFacts
 
 MEASURED = (
-    "First order tells groups of one size apart much as replays do, but misses what leaving out so "
-    "many of any examples does: most of the effect where half of a stage goes. A replay decides."
+    "First order tells groups of one size apart much as replays do, but under AdamW it misses what "
+    "leaving out so many of any examples does: most of the effect where half of a stage goes. A "
+    "replay decides."
 )
 """What leave-some-out replays say of :func:`first_order`, see docs/fidelity.md."""
 
