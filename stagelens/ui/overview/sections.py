@@ -82,7 +82,7 @@ def headlines(
             with pinnable("headlines", None, "Headlines", about):
                 components.sentences(found, size="1.15rem")
         # Over draws of the recipe, intervals stand in the sentences themselves.
-        bracketed = any("(95 %" in str(each) or "(interval" in str(each) for each in found)
+        bracketed = any("(95 %: " in str(each) or "(interval" in str(each) for each in found)
         brackets = (
             f" In brackets: the interval over the choice of {workspace.noun}s, with an estimate's "
             "error."
