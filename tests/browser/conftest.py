@@ -31,6 +31,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, WebSocket, expect, sync_playwright
 
 from tests.browser.cut_texts import cut_texts
+from tests.browser.waiting import IDLE, NEXT_FRAMES, SHOWN_IN
 from tests.conftest import DemoRun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,25 +62,6 @@ PICTURES = os.environ.get("STAGELENS_SCREENSHOTS") == "1"
 """Whether pages are photographed, for people to look at; a picture takes as long as a page."""
 
 OUTSIDE = re.compile(r"^(?:https?|wss?)://(?!127\.0\.0\.1[:/])", re.IGNORECASE)
-
-IDLE = """() => {
-    const app = document.querySelector('[data-testid="stApp"]');
-    return app !== null
-        && app.dataset.testConnectionState === "CONNECTED"
-        && app.dataset.testScriptState === "notRunning"
-        && document.querySelector('[data-testid="stStatusWidget"], [data-testid="stSkeleton"], '
-            + '[data-testid="stAppSkeleton"], [data-stale="true"]') === null;
-}"""
-
-SHOWN_IN = """scheme => {
-    const colour = getComputedStyle(document.querySelector('[data-testid="stApp"]'))
-        .backgroundColor.match(/[0-9.]+/g).slice(0, 3).map(Number);
-    return (Math.max(...colour) < 128) === (scheme === "dark");
-}"""
-
-NEXT_FRAMES = (
-    "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
-)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from tests.browser.conftest import SHOWN_IN, WAIT, Server
+from tests.browser.conftest import WAIT, Server
+from tests.browser.waiting import SHOWN_IN
 from tests.conftest import DemoRun
 from tests.support import wheel
 
