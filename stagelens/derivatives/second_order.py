@@ -20,7 +20,7 @@ only while it is small beside d.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -156,36 +156,51 @@ def defect(
     moved = StepMap(own.stage, own.loss, state, record, evaluated)
     found = difference(moved.after, step.after, own.layout, step.after.betas)
     linear = row(after, lane)
-    bent = _bent(step, state, before, lane)
     for name, tensor in found.values.items():
         found.values[name] = tensor + linear.values[name]
     for name, blocks in found.moments.items():
         for block, tensor in blocks.items():
             blocks[block] = tensor + linear.moments[name][block]
-    for name, blocks in bent.items():
-        found.values[name] = found.values[name] - blocks.pop("theta")
-        for block, tensor in blocks.items():
-            found.moments[name][block] = found.moments[name][block] - tensor
-    return found
+    bent = _bent(own, record, step, state, before, lane)
+    return found if bent is None else add(found, 0, bent, -1.0)
 
 
-def _bent(step: StepMap, state: State, before: StateVectors, lane: int) -> Mapping[str, Blocks]:
-    """``J (d - d^)`` where second moments were displaced by d^ in place of d.
+def _bent(
+    own: LinearStage,
+    record: StepRecord,
+    step: StepMap,
+    state: State,
+    before: StateVectors,
+    lane: int,
+) -> StateVectors | None:
+    """``J (d - d^)`` where d^ was taken in place of d; None where it is d that was taken.
 
     So the defect is that of the displacement that was taken, to second order the same.
     """
-    found = {}
-    for name, operator in step.operators.items():
+    gap, moments, variances = own.layout.zeros(1), False, False
+    for name, blocks in gap.moments.items():
         kept, moved = step.before.optimised[name], state.optimised[name]
-        if not isinstance(kept, AdamState) or not isinstance(moved, AdamState):
-            continue
-        u = (before.moments[name]["u"][lane] - (kept.u - moved.u))[None]
-        if not bool((u.abs() > torch.finfo(u.dtype).eps * kept.u).any()):
-            continue
-        none, mass = torch.zeros_like(u), torch.zeros(1, dtype=torch.float64, device=u.device)
-        blocks = {"theta": none, "m": none, "u": u, "w1": mass, "w2": mass}
-        found[name] = operator.push(blocks, none)
-    return found
+        if isinstance(kept, AdamState) and isinstance(moved, AdamState):
+            u = before.moments[name]["u"][lane] - (kept.u - moved.u)
+            if _is_more(u, kept.u):
+                blocks["u"], moments = u[None], True
+    for name in state.fixed.keys() & gap.values.keys():
+        if name.rpartition(".")[2] == "running_var":
+            own_value = step.before.fixed[name]
+            left = before.values[name][lane] - (own_value - state.fixed[name])
+            if _is_more(left, own_value):
+                gap.values[name], variances = left[None], True
+    if variances:  # which outputs depend on in evaluation mode, as they do not on second moments
+        return step.push(gap, own.loss.push(step.before.values, record, gap.values))
+    if not moments:
+        return None
+    still = [(0 * s.mean[None], 0 * s.variance[None]) for s in step.statistics]
+    return step.push(gap, Evaluated({}, [], gap.values, still))
+
+
+def _is_more(gap: Tensor, kept: Tensor) -> bool:
+    """Whether it is more than rounding."""
+    return bool((gap.abs() > torch.finfo(gap.dtype).eps * kept).any())
 
 
 def row(vectors: StateVectors, lane: int) -> StateVectors:

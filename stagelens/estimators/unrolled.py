@@ -78,7 +78,7 @@ class _Unrolled(Estimator):
         earlier = [s for s in stages if s.index < run.last.index and s.index not in edge]
         tangents = {}
         if earlier:
-            # Without its curvature or optimiser, a derivative has no second-order term of its own.
+            # Of another optimiser than the recorded one, the neglected term says nothing.
             defects = PROBES if self._neglected and not self._plain_sgd else 0
             tangents = final_tangents(run, earlier, self._reading, options, progress, defects)
         final = run.last.end().model

@@ -287,3 +287,28 @@ def test_what_a_stage_neglects_is_right_to_second_order(
     for stage in ("one", "two"):
         first, second = missed(run, stage, reading)
         assert second < 0.35 * first, (stage, first, second)
+
+
+def test_variances_that_are_held_back_are_not_neglected(tmp_path: Path) -> None:
+    """Of a frozen BatchNorm, one stage made most of the variances: they stay as they are."""
+
+    def wider(model: nn.Module) -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(6)
+
+    def frozen(model: nn.Module) -> None:
+        model.eval()
+
+    phases = [
+        Phase("one", sgd(0.01), 12, prepare=wider),
+        Phase("two", sgd(0.01), 30, prepare=frozen),
+    ]
+    run = record(tmp_path / "run", "batch norm", phases)
+    found = final_tangents(run, run.stages[:1], "jump", defects=10)["one"]
+    assert found.neglected is not None
+    names = [name for name in found.values if name.endswith("running_var")]
+    end = run.last.end().model
+    assert any(bool((found.values[name] > 0.6 * end[name]).any()) for name in names)
+    for name in names:
+        assert float(found.neglected[name].abs().max()) < 1e-9 * float(end[name].max())
