@@ -152,24 +152,34 @@ def weighed(
 ) -> list[MicroBatch]:
     """Both parts of each micro-batch, with the divisors that their losses have in the sum.
 
+    A micro-batch of which nothing is left counts as its examples do among the others of its step;
+    with a weight near 0 this is :func:`scaled`. Where nothing is left of the whole step, there is
+    no rest to take a mean with, and the divisor is kept.
+
     Args:
         cuts: As for :func:`scaled`, like the following two.
         divisor_of: See there.
         kept: See there.
         weight: Of the examples that are not left, above 0; of the others it is 1.
     """
+    kept = kept or not any(cut.left for cut in cuts)
+    shares = [1 / divisor_of(cut.micro) for cut in cuts]
+    counted = zip(shares, cuts, strict=True)
+    of_means = sum(shares) / sum(s if cut.left else weight * s for s, cut in counted)
     of_step = sum(cut.terms for cut in cuts) / sum(
         cut.left + weight * (cut.terms - cut.left) for cut in cuts
     )
     found = []
     for cut in cuts:
         out = cut.terms - cut.left
-        whole = 1.0 if kept else cut.terms / (cut.left + weight * out)
         for micro, own, terms in ((cut.rest, 1.0, cut.left), (cut.others, weight, out)):
             if not terms:
                 continue
-            factor = own * (whole * terms / cut.terms if cut.kind == "mean" else 1.0)
-            if cut.kind == "count" and not kept:
+            factor = own
+            if cut.kind == "mean":
+                counts = cut.terms if kept or not cut.left else cut.left + weight * out
+                factor *= (1.0 if kept else of_means) * terms / counts
+            elif cut.kind == "count" and not kept:
                 factor *= of_step
             part = micro()
             part.divisor = divisor_of(part) / factor

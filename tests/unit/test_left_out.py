@@ -96,6 +96,7 @@ def _by_hand(
         optimizer.state[parameters[name]] = {k: v.clone() for k, v in state.items()}
     for number, step in enumerate(stage.read_steps()):
         gone, first, losses = set(places.get(number, ())), 0, []
+        counts: list[float] = []
         for micro in step.batches or ():
             x, y = micro.batch
             kept = [place for place in range(len(y)) if first + place not in gone]
@@ -108,7 +109,10 @@ def _by_hand(
                 torch.set_rng_state(micro.rng["cpu"])
             if weight:
                 each = weights * nn.functional.cross_entropy(model(x), y, reduction="none")
-                losses.append(each.sum() / (weights.sum() if divisor == "rest" else len(y)))
+                # Of one without a rest, the mean counts as much less as its examples do.
+                rest = divisor == "rest" and bool(kept)
+                losses.append(each.sum() / (weights.sum() if rest else len(y)))
+                counts.append(1.0 if kept else weight)
                 continue
             if leave:
                 each = nn.functional.cross_entropy(model(x[kept]), y[kept], reduction="none")
@@ -118,7 +122,9 @@ def _by_hand(
         if not losses:
             continue
         optimizer.zero_grad()
-        count = len(losses) if divisor == "rest" else len(step.batches or ())
+        count: float = len(losses) if divisor == "rest" else len(step.batches or ())
+        if divisor == "rest" and max(counts, default=0) == 1:
+            count = sum(counts)
         (torch.stack(losses).sum() / count).backward()
         restore_missing(parameters, step.missing, optimizer.param_groups[0]["params"])
         if facts.clip_norm is not None:
@@ -163,6 +169,19 @@ def test_weighed_examples_are_those_of_a_weighted_loss(
             half = rows.replay(SOME, weight=weight, between=(0, 3)).state
             again = rows.replay(SOME, state=half, weight=weight, between=(3, stage.steps))
             assert _same(again.state.model, found)
+
+
+def test_micro_batches_of_one_example_are_weighed_too(tmp_path: Path) -> None:
+    """They have no rest of their own, so that theirs is among those of the step."""
+    run = record(tmp_path / "run", "cnn", [Phase("one", _sgd, batch=2, accumulation=2)])
+    rows = RowsOfStage(run.task, run.last)
+    recorded = run.last.end().model
+    for places in ({1: {0}}, {1: {0, 1}}):
+        less = rows.replay(places, weight=0.5).state.model
+        assert _furthest(less, recorded) > 1e-4
+        assert _furthest(less, _by_hand(run, run.last, places, "rest", weight=0.5)) < 1e-11
+    nearly = rows.replay({1: {0}}, weight=1e-9).state.model
+    assert _furthest(nearly, rows.replay({1: {0}}).state.model) < 1e-7
 
 
 def test_examples_that_batch_norm_couples_are_not_weighed(tmp_path: Path) -> None:
