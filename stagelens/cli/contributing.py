@@ -125,7 +125,7 @@ def contributions(
         for stage in found.facts.steps:
             if stage not in found.facts.steps_only:
                 asked = (opened, stage, examples.name, kind, check_smoothness, horizon)
-                verdicts[stage] = checked(*asked)
+                verdicts[stage] = checked(*asked, report)
     print_contributions(found, top, effects, verdicts)
     if horizon is not None:
         say(

@@ -153,7 +153,7 @@ def select(
         rows = None if indices is None else row_numbers(outcome.kept, stage)
         looked, set_name = outcome.facts.ranking.horizon, wanted.set_name
         kind = outcome.behaviour
-        _, said = checked(opened, stage, set_name, kind, check_smoothness, looked)
+        _, said = checked(opened, stage, set_name, kind, check_smoothness, looked, report)
     say(chosen(outcome))
     if said:
         say(said)

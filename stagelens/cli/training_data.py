@@ -150,7 +150,8 @@ def training_data(
                     f"{found.facts.steps_only[stage]}; leave out --contributions and --by"
                 )
             kind = found.facts.behaviour.behaviour()
-            smooth, said = checked(opened, stage, examples.name, kind, check_smoothness)
+            about = (opened, stage, examples.name, kind, check_smoothness)
+            smooth, said = checked(*about, progress=report)
             if not smooth:
                 by = None
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 import stagelens
 from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.contributions.first_order import behaviour_gradient, contributions
+from stagelens.analyses.selection import horizons
 from stagelens.analyses.selection.halves import halves
 from stagelens.analyses.selection.proving import prove
 from stagelens.analyses.selection.ranking import mean_by_use, rank
@@ -224,6 +226,22 @@ def test_wrong_labels_are_ranked_last_and_the_choice_is_better_by_replay(noisy: 
     again = prove(noisy, stage, "test", Question(), ranking, ranking.ids, 1, ("chosen", "all"))
     assert again.values("chosen", "loss") == again.values("all", "loss")
     assert rank(noisy, stage, "test", Question(), 8).table.equals(ranking.table)
+
+
+def test_a_horizon_whose_choice_ends_in_no_numbers_is_the_last(
+    noisy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {2: [float("nan"), 0.1], 4: [0.5, 0.7], 8: [0.2, 0.4]}
+
+    def proved(*asked: Any, **_options: Any) -> Any:
+        own = np.array(losses[asked[4].facts.horizon])
+        return SimpleNamespace(values=lambda _kind, _behaviour: own)
+
+    monkeypatch.setattr(horizons, "prove", proved)
+    tried = horizons.try_horizons(
+        noisy, noisy.stage("second"), "test", Question(), 0.5, [2, 4, 8], "loss"
+    )
+    assert [one.ranking.facts.horizon for one in tried] == [8, 4, 2]
 
 
 def test_halves_keep_the_copies_of_a_source_together(noisy: Run) -> None:

@@ -46,8 +46,6 @@ COLUMNS = {
     "steps": "object",
     "slopes": "object",
 }
-_LATER = ("slope", "steps", "slopes")
-"""Columns that answers of earlier versions lack; they are missing values there."""
 """One table for all parts; columns that a part does not use are missing values.
 
 ``observed``: ``value`` of the behaviour after ``step`` steps of the stage (0: before the first
@@ -62,6 +60,8 @@ final model and that of the model ``before`` the stage; and, of those that contr
 and the derivative of the behaviour in the weight of the example's loss there; ``slope`` is their
 sum. A ``step`` has the sum over its examples as well, and their number as ``uses``.
 """
+_LATER = ("slope", "steps", "slopes")
+"""Columns that answers of earlier versions lack; they are missing values there."""
 
 
 class Question(BaseModel):

@@ -25,6 +25,7 @@ from stagelens.contracts import (
 )
 from stagelens.derivatives.windows import Window, WindowEnd, follow
 from stagelens.effects.results import BehaviourFacts
+from stagelens.estimators.replay_check import check_given
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.training_rows import training_rows
@@ -63,7 +64,8 @@ def horizons(
     Raises:
         SetError: The question names what the set does not have.
         Refused: The behaviour is unknown or has no value, or there is no first order here; see
-            :func:`stagelens.derivatives.windows.follow`.
+            :func:`stagelens.derivatives.windows.follow`. Or a loss of the user's own that was given
+            is not the recorded one.
     """
     began = time.perf_counter()
     examples = run.evaluation_set(set_name)
@@ -75,6 +77,7 @@ def horizons(
     stored = load_horizons(run, examples, name, ids, stage, share)
     if stored is not None:
         return stored
+    check_given(run)
     overall = Progress(progress)
     rows = training_rows(run, stage, overall.part(0.0, _READING))
     names = rows.table["example_id"].to_numpy()

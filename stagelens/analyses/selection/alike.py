@@ -19,7 +19,7 @@ def near_duplicates(
 ) -> Mapping[str, int]:
     """Example to the number of its group, for those that are like another one of their stage.
 
-    Alike are the same input with another label, and texts that are nearly the same; the same input
+    Alike are the same input with another label, and texts or images nearly the same; the same input
     with the same label is one example. What is like the same one is in one group: that is how
     corpora are rid of near duplicates, because of a hundred texts from one template each has only
     its nearest ones named.
@@ -27,7 +27,7 @@ def near_duplicates(
     Args:
         run: The run.
         stage_name: The stage.
-        progress: Called while texts are compared.
+        progress: Called while they are compared.
 
     Raises:
         RunError: There is no such stage, or its batches are not at hand.

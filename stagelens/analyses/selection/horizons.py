@@ -81,4 +81,9 @@ def try_horizons(
     if len(found) == 1:
         return found
     sign = found[0].ranking.facts.behaviour.behaviour().sign
-    return sorted(found, key=lambda tried: -sign * float(np.mean(tried.values)))
+
+    def worth(tried: Tried) -> float:
+        mean = float(np.mean(tried.values))
+        return -np.inf if np.isnan(mean) else sign * mean  # of models that are no longer finite
+
+    return sorted(found, key=worth, reverse=True)

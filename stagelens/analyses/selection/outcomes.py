@@ -52,7 +52,7 @@ class Wanted(BaseModel):
         behaviour: Of which behaviour.
         horizons: How many steps later the target is asked; several are judged by replay.
         keep: The share of the examples that is chosen.
-        distinct: Whether of texts that are nearly the same only the best is kept.
+        distinct: Whether of inputs that are nearly the same only the best is kept.
         draws: How many prove the choice; with none, the whole target ranks.
         curvature: What stands for second derivatives, see :mod:`stagelens.derivatives.products`.
     """

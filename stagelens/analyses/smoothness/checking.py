@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stagelens.contracts import Example, Progress, ProgressCallback, RunError, no_progress
+from stagelens.estimators.replay_check import check_given
 from stagelens.measuring.models import BATCH_SIZE, measure
 from stagelens.replaying.left_out import RowsOfStage, check_without_rows, replay_without_rows
 from stagelens.runs import fact_tables
@@ -52,6 +53,7 @@ def check_smoothness(
     Raises:
         RunError: The stage has a single training example.
         Refused: The stage, or a later one, cannot be replayed; or its examples cannot be weighed.
+            Or a loss of the user's own that was given is not the recorded one.
     """
     examples = run.evaluation_set(set_name)
     if horizon is not None and horizon >= stage.steps:
@@ -59,6 +61,7 @@ def check_smoothness(
     stored = load_smoothness(run, stage.name, examples, horizon)
     if stored is not None:
         return stored
+    check_given(run)
     if horizon is None:
         check_without_rows(run, stage)
     overall = Progress(progress)

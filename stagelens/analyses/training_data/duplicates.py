@@ -88,7 +88,7 @@ def duplicates(
         run: The run.
         stages: Name to its list of examples and what they look like.
         left_out: Stages whose examples are not known, and why.
-        progress: Called while texts are compared.
+        progress: Called while texts or images are compared.
 
     Returns:
         Facts, and rows of ``tables.DUPLICATES``.

@@ -37,13 +37,13 @@ _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _DRAWS = (4, PROOF, 16)
 
 
-def what_to_train_on_next(workspace: Workspace, asked: Asked, texts: bool) -> None:
+def what_to_train_on_next(workspace: Workspace, asked: Asked, compared: bool) -> None:
     """Choose the examples of a stage that help a target most; what replays say of the choice.
 
     Args:
         workspace: What is open.
         asked: The question of the tab, of which the stage is taken.
-        texts: Whether the stage's examples are texts, which may be nearly the same.
+        compared: Whether the stage's examples can be told to be nearly the same.
     """
     if settings.read_only():
         _stored_alone(workspace, asked.stage)
@@ -53,7 +53,7 @@ def what_to_train_on_next(workspace: Workspace, asked: Asked, texts: bool) -> No
     if not kinds:
         components.text_block("Nothing that was measured here can be differentiated.", muted=True)
         return
-    wanted = _choose(workspace, asked.stage, kinds, texts)
+    wanted = _choose(workspace, asked.stage, kinds, compared)
     examples = workspace.run.evaluation_set(wanted.set_name)
     path = outcome_path(workspace.run, examples, wanted)
     outcome = _stored(workspace, examples, path)
@@ -105,7 +105,9 @@ def _behaviours(workspace: Workspace) -> dict[str, Behaviour]:
     return {kind.name: kind for kind in sorted(own, key=lambda kind: kind.name != "loss")}
 
 
-def _choose(workspace: Workspace, stage: str, kinds: dict[str, Behaviour], texts: bool) -> Wanted:
+def _choose(
+    workspace: Workspace, stage: str, kinds: dict[str, Behaviour], compared: bool
+) -> Wanted:
     """The controls."""
     targets = _targets(workspace)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
@@ -145,11 +147,11 @@ def _choose(workspace: Workspace, stage: str, kinds: dict[str, Behaviour], texts
             help="In each, the stage and all later ones are replayed on the chosen examples, as "
             "many random ones, the worst, and all, with the same order of batches.",
         )
-        distinct = texts and st.toggle(
+        distinct = compared and st.toggle(
             "One of those alike",
             key="next-distinct",
             bind="query-params",
-            help="Of texts that are nearly the same, keep only the best.",
+            help="Of examples that are nearly the same, keep only the best.",
         )
     steps = workspace.run.stage(stage).steps
     set_name, question = targets[target]

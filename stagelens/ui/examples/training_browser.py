@@ -61,8 +61,8 @@ def training_data_of_a_stage(workspace: Workspace, effects: Effects) -> None:
         _offer(workspace, asked, loaded)
     if loaded is not None:
         _browsed(workspace, asked, loaded)
-    texts = loaded is not None and loaded.data.facts.kind == "text"
-    train_next.what_to_train_on_next(workspace, asked, texts)
+    compared = loaded is not None and loaded.data.facts.kind is not None
+    train_next.what_to_train_on_next(workspace, asked, compared)
 
 
 def _browsed(workspace: Workspace, asked: Asked, loaded: Loaded) -> None:
