@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as _Table
 
-from stagelens.analyses.contributions.contribution_table import Stored, left_open
+from stagelens.analyses.contributions.contribution_table import Stored, left_open, opposite
 from stagelens.analyses.contributions.horizon_table import later_text
 from stagelens.analyses.saliency.concentration import where_most
 from stagelens.analyses.saliency.map_table import Map
@@ -291,7 +291,8 @@ def print_contributions(
         smooth, said = verdicts.get(stage, (True, ""))
         if said:
             say(f"{stage}: {said}")
-        if not smooth:
+        effect = effects.get(stage, (np.nan, None))[0]
+        if not smooth or opposite(effect, found.linearised(stage)):  # which was said above
             continue
         rows = rows.loc[rows["value"].abs().sort_values(ascending=False).index].head(top)
         printed = Table(title=f"Training examples of {stage}, the largest contributions first")
