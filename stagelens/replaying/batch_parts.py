@@ -197,9 +197,29 @@ def divided_by(stage: Stage, task: Task, batch: Any) -> float:
     """
     if isinstance(batch, Mapping) and batch.get(ITEMS) is not None:
         return float(batch[ITEMS])
-    owners = stage.objective.row_examples(task, batch)
-    count = batch_size(batch) if owners is None else max(owners) + 1
+    count = _examples(stage, task, batch)
     return _terms(task, batch, count, stage.facts.objective is None) or 1.0
+
+
+def counts_alike(stage: Stage, task: Task, batch: Any) -> bool:
+    """Whether the examples of a batch count alike in what its loss is divided by.
+
+    Those of a mean over examples do. Texts of different lengths in a mean over tokens do not, nor
+    do examples of a plain sum, which is divided by nothing.
+
+    Args:
+        stage: The stage.
+        task: The run's.
+        batch: Of one micro-batch.
+    """
+    documents = stage.objective.documents(task, batch)
+    count = _examples(stage, task, batch) if documents is None else int(documents.max()) + 1
+    return _terms(task, batch, count, stage.facts.objective is None) == count
+
+
+def _examples(stage: Stage, task: Task, batch: Any) -> int:
+    owners = stage.objective.row_examples(task, batch)
+    return batch_size(batch) if owners is None else max(owners) + 1
 
 
 def _terms(task: Task, batch: Any, examples: int, own: bool) -> float:

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
 
 import stagelens
+from stagelens.analyses.contributions.computing import contribute
+from stagelens.analyses.contributions.contribution_table import Question, Stored
 from stagelens.analyses.contributions.first_order import contributions
+from stagelens.analyses.without_data.chosen import Chosen
+from stagelens.analyses.without_data.sentences import first_order
 from stagelens.contracts import CARRIED, Example
 from stagelens.derivatives.loss_parts import Split
 from stagelens.estimators.without_rows import LeftOutRows, without_rows
@@ -189,6 +194,17 @@ def test_a_document_is_a_training_example_that_knows_its_uses(run: Run) -> None:
     assert table.loc["0-0", "uses"] == 3
     assert list(table.loc["0-1", "steps"]) == [0, 1, 1, 2]
     assert list(table.loc["0-1", "positions"]) == [1, 0, 4, 1]
+
+
+def test_first_order_says_nothing_of_means_over_the_rest_of_the_tokens(run: Run) -> None:
+    """How much what is left then counts for depends on how long the text is that leaves."""
+    asked = contribute(run, "test", Question())
+    assert asked.facts.unlike == ("first", "second")
+    chosen = Chosen("first", ("0-0",))
+    assert np.isfinite(first_order(asked, chosen, "kept")[0])
+    assert np.isnan(first_order(asked, chosen, "rest")[0])
+    earlier = Stored(asked.facts.model_copy(update={"unlike": None}), asked.table)
+    assert np.isnan(first_order(earlier, chosen, "rest")[0])
 
 
 def by_hand(run: Run, tokenizer: Any, gone: set[str], divisor: Divisor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from stagelens.derivatives.trajectory import DerivativeOptions
 from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.replay_check import check_given
 from stagelens.measuring.models import BATCH_SIZE, answers_as_the_final_model, measure
+from stagelens.replaying.batch_parts import counts_alike
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState
 
@@ -124,12 +125,22 @@ def contribute(
             curvature=curvature,
             horizon=horizon,
             kind=run.task.input_kind if table["content"].notna().any() else None,
+            unlike=tuple(stage.name for stage in swept if not _count_alike(run, stage)),
         ),
         table,
     )
     path = contributions_path(run, examples, name, ids, first.name, curvature, horizon)
     save_contributions(path, answer)
     return answer
+
+
+def _count_alike(run: Run, stage: Stage) -> bool:
+    """Whether all examples of a stage count alike in what its losses are divided by."""
+    return all(
+        counts_alike(stage, run.task, micro.batch)
+        for record in stage.read_steps()
+        for micro in record.batches or ()
+    )
 
 
 def _of_steps(shares: pd.DataFrame | None) -> dict[tuple[str, int], dict[str, Any]]:

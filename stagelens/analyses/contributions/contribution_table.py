@@ -126,6 +126,8 @@ class ContributionFacts(BaseModel):
             where they are to that of the final model.
         kind: What a training example is shown as; None where the task cannot show any, so that
             every place in a batch stands for itself.
+        unlike: Stages whose losses are no means over examples: each token counts in them, say, so
+            that long texts count for more. None in answers of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -141,6 +143,7 @@ class ContributionFacts(BaseModel):
     curvature: Curvature = "exact"
     horizon: int | None = None
     kind: str | None = None
+    unlike: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,15 @@ class Stored:
         Answers of earlier versions lack them.
         """
         return bool(self.part("example")["slope"].notna().all())
+
+    def counts_alike(self, stage: str) -> bool:
+        """Whether all training examples of a stage count alike in what losses are divided by.
+
+        Of texts that is not known where an earlier version answered.
+        """
+        if self.facts.unlike is None:
+            return self.facts.kind != "text"
+        return stage not in self.facts.unlike
 
     def linearised(self, stage: str) -> float:
         """What the steps of a stage add up to: its effect to first order."""

@@ -139,7 +139,8 @@ def first_order(contributions: Stored, chosen: Chosen, divisor: Divisor) -> tupl
     Each use's part is the derivative in the weight of the example's loss at that step. With the
     divisor kept, these add up. With the mean over the rest, of a batch of B examples of which k
     leave, the rest counts B / (B - k) times as much, which takes off ``k / (B - k)`` times its
-    parts; a batch that loses all loses all its parts.
+    parts; a batch that loses all loses all its parts. That is so where examples count alike in what
+    losses are divided by; of a mean over tokens, how many tokens leave is not known here.
 
     Args:
         contributions: To the behaviour and the examples that are asked about.
@@ -148,7 +149,7 @@ def first_order(contributions: Stored, chosen: Chosen, divisor: Divisor) -> tupl
 
     Returns:
         final - without, in the behaviour's unit; NaN where the answer was stored by a version that
-        did not have these derivatives.
+        did not have these derivatives, or examples do not count alike.
     """
     rows = contributions.part("example", chosen.stage)
     names = rows["step"].astype(str) + "-" + rows["position"].astype(str)
@@ -156,6 +157,8 @@ def first_order(contributions: Stored, chosen: Chosen, divisor: Divisor) -> tupl
     value = float(own["slope"].sum(skipna=False))
     if divisor == "kept" or not np.isfinite(value):
         return value, len(own)
+    if not contributions.counts_alike(chosen.stage):
+        return float("nan"), len(own)
     uses = own[["steps", "slopes"]].explode(["steps", "slopes"])
     by_step = uses.groupby("steps")["slopes"]
     parts, gone = by_step.sum().to_numpy(float), by_step.size()
