@@ -80,7 +80,9 @@ def probes(sizes: Sequence[float], count: int) -> dict[int, float]:
 def stage_probes(stage: Stage, first: int, last: int, count: int = PROBES) -> dict[int, float]:
     """:func:`probes` of the steps of a stage from ``first`` to before ``last``."""
     steps = stage.read_steps()
-    rates = [float(steps.facts(number).groups[0]["lr"]) for number in range(first, last)]
+    # The largest of its groups: one may be held still, or go slowly, while the others train.
+    groups = (steps.facts(number).groups for number in range(first, last))
+    rates = [max(float(group["lr"]) for group in own) for own in groups]
     return {first + number: weight for number, weight in probes(rates, count).items()}
 
 

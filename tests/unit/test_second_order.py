@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stagelens.contracts import Refused
 from stagelens.derivatives.curvature import Evaluated
 from stagelens.derivatives.forward_mode import Reading, final_tangents
-from stagelens.derivatives.second_order import add, defect, displaced, probes
+from stagelens.derivatives.second_order import add, defect, displaced, probes, stage_probes
 from stagelens.derivatives.step import AdamState, SGDState
 from stagelens.derivatives.step_map import Layout, State, StateVectors, StepMap
 from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage, active_names
@@ -56,6 +56,12 @@ def test_probes_stand_for_all_steps_by_their_learning_rates() -> None:
     assert sum(step >= 20 for step in found) >= 6
     assert probes([0.1, 0.2], 8) == {0: 1.0, 1: 1.0}
     assert probes([0.0] * 9, 8) == {}
+
+
+def test_a_group_that_is_held_still_hides_no_step_of_the_others() -> None:
+    facts = SimpleNamespace(groups=[{"lr": 0.0}, {"lr": 0.1}])
+    stage: Any = SimpleNamespace(read_steps=lambda: SimpleNamespace(facts=lambda _number: facts))
+    assert sum(stage_probes(stage, 5, 25, 4).values()) == pytest.approx(20)
 
 
 # A loss whose derivatives are known: g(x) = A x + c x^2
