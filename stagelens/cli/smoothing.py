@@ -30,8 +30,8 @@ CheckOption = Annotated[
     bool,
     typer.Option(
         "--check-smoothness",
-        help="First check by short replays whether first order says anything here; see stagelens "
-        "smoothness. It is kept, and said whenever it is known.",
+        help="First check by two or three replays whether first order says anything here; see "
+        "stagelens smoothness. It is kept, and said whenever it is known.",
     ),
 ]
 
@@ -60,7 +60,7 @@ def smoothness(
     optimizer: OptimizerOption = None,
     progress: ProgressFile = None,
 ) -> None:
-    """Check by short replays whether behaviours change smoothly with some examples' weight."""
+    """Check by replays whether behaviours change smoothly with some examples' weight."""
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         from stagelens.analyses.smoothness.checking import check_smoothness

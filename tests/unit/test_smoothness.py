@@ -1,4 +1,4 @@
-"""Three short replays say whether first order says anything of a stage's training data."""
+"""Replays with less weight say whether first order says anything of a stage's training data."""
 
 from __future__ import annotations
 

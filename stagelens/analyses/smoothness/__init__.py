@@ -1,1 +1,1 @@
-"""Whether first order says anything of a stage's training data at all: three short replays."""
+"""Whether first order says anything of a stage's training data at all: two or three replays."""

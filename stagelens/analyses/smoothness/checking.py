@@ -1,4 +1,4 @@
-"""Checking by three short replays whether first order says anything of a stage's examples."""
+"""Checking by replays whether first order says anything of a stage's examples."""
 
 from __future__ import annotations
 

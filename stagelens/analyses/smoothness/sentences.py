@@ -38,9 +38,9 @@ def verdict(check: Smoothness, behaviour: Behaviour) -> str:
     )
 
 
-def cost(replays: str = "two short replays") -> str:
+def cost() -> str:
     """What a check takes, for buttons."""
     return (
-        f"Three models, {replays}: a random tenth of the stage's examples with the whole weight, "
-        "and with 1 % and 2 % less."
+        "Two replays, of this stage and all later ones: a random tenth of its examples with 1 % "
+        "and with 2 % less weight, held against the recorded model."
     )
