@@ -65,6 +65,7 @@ def test_what_all_or_none_share_clusters_nothing(tmp_path: Path, prompts: list[s
 
 
 MARGIN = Behaviour("margin", "higher")
+STANDS_OUT = "What stands out"
 
 
 def test_duplicate_rows_do_not_narrow_an_interval(run: Run, tmp_path: Path) -> None:
@@ -85,6 +86,9 @@ def test_duplicate_rows_do_not_narrow_an_interval(run: Run, tmp_path: Path) -> N
         shares.append([measured.means(SEEN_AFTER)[0].interval.sampling, len(measured.final)])
     np.testing.assert_allclose(errors[1], errors[0], rtol=1e-6)
     assert shares == [pytest.approx([shares[0][0], n], rel=1e-6) for n in (30, 120)]
-    about = [default_sections(opened, name)[0].about for name in ("1-times", "4-times")]
+    about = [
+        {section.title: section.about for section in default_sections(opened, name)}[STANDS_OUT]
+        for name in ("1-times", "4-times")
+    ]
     assert "clustered by input: 120 images from 30 sources" in about[1]
     assert "clustered" not in about[0]

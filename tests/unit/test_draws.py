@@ -14,6 +14,7 @@ import torch
 
 import stagelens
 from stagelens.cli import drawing as of_command
+from stagelens.cli.drawn_tables import drawn_rows
 from stagelens.contracts import Refused, RunError, StageLensError
 from stagelens.demos.building import build
 from stagelens.effects.computing import attribute
@@ -346,7 +347,7 @@ def test_a_behaviour_without_values_has_no_row(mlp: Run) -> None:
     made = measure_draws(mlp, "test", 3, QUIET)
     empty = made.table["behaviour"] == "margin"
     table = made.table.assign(effect=made.table["effect"].mask(empty))
-    rows = of_command._rows(mlp, "test", DrawnEffects(table, "recipe"), ["first"])
+    rows = drawn_rows(mlp, "test", DrawnEffects(table, "recipe"), ["first"])
     assert len(rows) and "margin" not in set(rows["behaviour"])
 
 

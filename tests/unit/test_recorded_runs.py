@@ -153,11 +153,24 @@ def test_stored_features_are_found(path: Path) -> None:
     assert "tests pass" in printed
 
 
-def test_stored_contributions_are_found(name: str, path: Path) -> None:
+def test_contributions_are_computed_once_more_and_are_what_was_stored(
+    name: str, path: Path
+) -> None:
+    """They are stored with the derivative in every example's weight, which they were not then."""
     before = contents(path)
+    (was,) = (pd.read_parquet(file) for file in (path / "results/contributions").iterdir())
     printed = command("contributions", path)
-    assert contents(path) == before
     assert all(stage in printed for stage in KEPT[name].stages)
+    after = contents(path)
+    made = {file for file in after if after[file] != before.get(file)}
+    (new,) = (file for file in made if file.startswith("results/contributions/"))
+    now = pd.read_parquet(path / new)
+    own = ["part", "stage", "step", "position", "label"]
+    pd.testing.assert_frame_equal(now[own], was[own], check_dtype=False)
+    np.testing.assert_allclose(now["value"], was["value"], rtol=1e-4, atol=1e-5)
+    assert "slope" in now and "slope" not in was
+    command("contributions", path)
+    assert contents(path) == after
 
 
 def test_the_stored_verification_is_read(name: str, path: Path) -> None:
