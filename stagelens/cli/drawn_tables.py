@@ -13,7 +13,6 @@ from stagelens.effects.results import load_result
 from stagelens.effects.stored_scores import stored_scores
 from stagelens.estimators.stage_trust import is_ground_truth
 from stagelens.runs.run import Run
-from stagelens.wording.intervals import possible
 from stagelens.wording.numbers import signed_text
 
 from .terminal import Table, say
@@ -21,7 +20,7 @@ from .terminal import Table, say
 
 def drawn_rows(run: Run, set_name: str, drawn: DrawnEffects, names: list[str]) -> pd.DataFrame:
     """One row per stage and behaviour: the mean over draws, its interval, and the recorded run."""
-    recorded = _recorded(run, set_name, names)
+    recorded, kinds = _recorded(run, set_name, names), _kinds(run, set_name)
     means = drawn.table.groupby(["stage", "behaviour", "draw"], sort=False)["effect"].mean()
     spread = drawn.table.groupby(["stage", "behaviour", "example_id"])["effect"].std()
     rows = []
@@ -29,7 +28,7 @@ def drawn_rows(run: Run, set_name: str, drawn: DrawnEffects, names: list[str]) -
         # Without a value on any example, as of texts without a label, there is nothing to tell.
         if stage not in names or values.isna().all():
             continue
-        found = drawn.interval(values.to_numpy())
+        found = drawn.interval(values.to_numpy(), kinds[str(behaviour)])
         rows.append(
             {
                 "set": set_name,
@@ -53,15 +52,13 @@ def print_drawn(run: Run, set_name: str, drawn: DrawnEffects, rows: pd.DataFrame
     """Print these rows, and what every draw has as recorded."""
     from stagelens.trust.draws import load
 
-    kinds: dict[str, Behaviour] = {k.name: k for k in (ACCURACY, *run.task.behaviour_kinds)}
-    kinds |= {name: score.behaviour for name, score in stored_scores(run, set_name).items()}
+    kinds = _kinds(run, set_name)
     table = Table(f"Mean stage effects on set {set_name}, {NAMES[drawn.kind]}: {drawn.words}")
     for name in ("stage", "behaviour", "in this run", "mean over draws", "95 % interval", "sd", ""):
         table.add_column(name)
     for row in rows.to_dict("records"):
         kind = kinds[row["behaviour"]]
-        within = possible(row["low"], row["high"], kind)
-        ends = [signed_text(end, kind, unit=False) for end in within]
+        ends = [signed_text(row[end], kind, unit=False) for end in ("low", "high")]
         clear = "clear" if row["finding"] else "holds zero: no finding"
         known, few = pd.notna(row["low"]), "too few draws"
         table.add_row(
@@ -81,6 +78,13 @@ def print_drawn(run: Run, set_name: str, drawn: DrawnEffects, rows: pd.DataFrame
     if (stored := load(run, run.evaluation_set(set_name).digest, drawn.kind)) is not None:
         for kept in stored[0].kept:
             say(f"As recorded: {kept}.")
+
+
+def _kinds(run: Run, set_name: str) -> dict[str, Behaviour]:
+    """All that draws of a run may have measured on a set, by name."""
+    kinds: dict[str, Behaviour] = {k.name: k for k in (ACCURACY, *run.task.behaviour_kinds)}
+    scores = stored_scores(run, set_name).items()
+    return kinds | {name: score.behaviour for name, score in scores}
 
 
 def _recorded(run: Run, set_name: str, names: list[str]) -> dict[tuple[str, str], float]:

@@ -62,10 +62,8 @@ def print_score(scored: Scored) -> None:
 
 
 def _credit(kind: Behaviour, row: Any) -> tuple[float, float, float]:
-    """An effect and its interval on the credit scale, within what the score allows."""
-    possible = row.final - kind.highest, row.final - kind.lowest
-    low, high = np.clip([row.low, row.high], *possible)
-    ends = sorted((gain(low, kind), gain(high, kind)))
+    """An effect and its interval on the credit scale."""
+    ends = sorted((gain(row.low, kind), gain(row.high, kind)))
     return gain(row.effect, kind), ends[0], ends[1]
 
 

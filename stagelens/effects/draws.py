@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from stagelens.contracts import StageLensError
+from stagelens.contracts import Behaviour, StageLensError
 from stagelens.replaying.draw_plan import data_of
 from stagelens.wording.folding import listed
+from stagelens.wording.intervals import possible
 from stagelens.wording.quantiles import LEVEL, t_quantile
 
 from .chance_and_data import FEWEST_REPEATS, half_width, spreads
@@ -72,9 +73,22 @@ class DrawnEffects:
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "left_out", told)
 
-    def interval(self, values: Sequence[float] | np.ndarray) -> DrawInterval:
-        """:func:`interval_over_draws` of a number in each of these draws."""
-        return interval_over_draws(values, self.kind, self.pilot, self.batches)
+    def interval(
+        self,
+        values: Sequence[float] | np.ndarray,
+        behaviour: Behaviour | None = None,
+        effects: int = 1,
+    ) -> DrawInterval:
+        """:func:`interval_over_draws` of a number in each of these draws.
+
+        Args:
+            values: (K,) the number in each draw.
+            behaviour: On which the number is an effect, so that the interval is cut off at what
+                can be; None where only its sign or its spread matters.
+            effects: Over how many effects the number is a sum or difference, as a gap's are two.
+        """
+        found = interval_over_draws(values, self.kind, self.pilot, self.batches)
+        return found if behaviour is None else found.within(behaviour, effects)
 
     @cached_property
     def count(self) -> int:
@@ -142,6 +156,7 @@ class DrawInterval:
         high: Its upper end.
         sd: Standard deviation over the draws; NaN with one.
         draws: How many.
+        reach: How far from the mean a single number can be at all.
     """
 
     mean: float
@@ -149,6 +164,22 @@ class DrawInterval:
     high: float
     sd: float
     draws: int
+    reach: float = math.inf
+
+    def within(self, behaviour: Behaviour, effects: int = 1) -> DrawInterval:
+        """The same, cut off at what an effect on a behaviour can be.
+
+        Student's t knows no bounds, but no share of 0 to 1 moves by more than 100 points.
+
+        Args:
+            behaviour: Which.
+            effects: See :meth:`DrawnEffects.interval`.
+        """
+        if not np.isfinite(self.mean):
+            return self
+        low, high = possible(self.low, self.high, behaviour, effects=effects)
+        most = possible(-math.inf, math.inf, behaviour, effects=effects)[1]
+        return replace(self, low=low, high=high, reach=most + abs(self.mean))
 
     @property
     def is_clear(self) -> bool:
@@ -164,7 +195,8 @@ class DrawInterval:
         """
         if not self.low < self.high:
             return math.nan
-        return t_quantile(self.draws - 1) * self.sd * math.sqrt(1 + 1 / self.draws)
+        apart = t_quantile(self.draws - 1) * self.sd * math.sqrt(1 + 1 / self.draws)
+        return min(apart, self.reach)
 
 
 def interval_over_draws(
@@ -266,17 +298,17 @@ def example_sd(drawn: DrawnEffects) -> pd.Series:
 
 
 def intervals_of_means(
-    drawn: DrawnEffects, rows: pd.DataFrame, behaviour: str, keys: Sequence[str]
+    drawn: DrawnEffects, rows: pd.DataFrame, behaviour: Behaviour, keys: Sequence[str]
 ) -> dict[tuple[str, ...], DrawInterval]:
     """The interval of the mean effect over each group of examples.
 
     Args:
         drawn: Effects over draws.
         rows: Effects of one behaviour with ``example_id`` and the columns in ``keys``.
-        behaviour: Which.
+        behaviour: Which; intervals are cut off at what an effect on it can be.
         keys: ``stage``, and the column of the groups where there is one.
     """
-    own = drawn.table[drawn.table["behaviour"] == behaviour]
+    own = drawn.table[drawn.table["behaviour"] == behaviour.name]
     # Of the same examples as the mean beside it.
     members = rows.loc[rows["effect"].notna(), ["example_id", *keys]]
     joined = own.merge(members, on=["stage", "example_id"])
@@ -285,7 +317,7 @@ def intervals_of_means(
     for key, part in means.groupby(list(keys), observed=True):
         values = part.sort_values("draw")["effect"].to_numpy()
         name = key if isinstance(key, tuple) else (key,)
-        found[name] = drawn.interval(values)
+        found[name] = drawn.interval(values, behaviour)
     return found
 
 

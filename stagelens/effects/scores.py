@@ -13,6 +13,7 @@ from stagelens.estimators.expected_error import judged_replay
 from stagelens.runs.run import Run
 from stagelens.runs.sets.clusters import CLUSTER, with_sources
 from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.wording.intervals import possible
 
 from .answers import VERSION, Answers, How
 from .contrasts import mean_spread
@@ -153,7 +154,8 @@ def mean_scores(run: Run, result: Result) -> pd.DataFrame:
         known = np.isfinite(effect)
         spread = mean_spread(effect, numbers, is_fraction(kind))
         means = {n: own[n][known].mean() for n in ("final", "without", "effect")}
-        low, high = spread.ends() if known.any() else (np.nan, np.nan)
+        ends = spread.ends() if known.any() else (np.nan, np.nan)
+        low, high = possible(*ends, kind, means["final"])
         counts = {"n": int(known.sum()), "missing": int((~known).sum())}
         rows.append({"stage": stage, **counts, **means, "low": low, "high": high})
     return pd.DataFrame(rows)

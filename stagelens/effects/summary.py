@@ -218,7 +218,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     keys = ["stage"] if by is None else ["stage", by]
     noise = _noise_of_means(rows, orders, behaviour, keys)
-    drawn = {} if draws is None else intervals_of_means(draws, rows, behaviour.name, keys)
+    drawn = {} if draws is None else intervals_of_means(draws, rows, behaviour, keys)
     rms = rms_effects(rows)
     result = []
     for key, own in _groups(rows, keys):

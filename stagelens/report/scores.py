@@ -20,7 +20,7 @@ from stagelens.runs.sets.clusters import clusters
 from stagelens.trust import draws
 from stagelens.trust.score_effects import with_scores
 from stagelens.wording.folding import listed
-from stagelens.wording.intervals import Interval, mean_interval, possible
+from stagelens.wording.intervals import Interval, mean_interval
 from stagelens.wording.numbers import axis_unit, scaled
 from stagelens.wording.sentences import Sentence, mean_sentence
 from stagelens.wording.trust_words import trust_word
@@ -75,9 +75,7 @@ class ScoreRow:
 
     def over_draws(self, row: Mapping[str, Any]) -> tuple[float, float]:
         """The ends of a stage's mean effect over draws of the recipe, as gains; NaN without any."""
-        # An effect is between two values of the score, whatever Student's t allows.
-        ends = possible(float(row["draw_low"]), float(row["draw_high"]), self.behaviour)
-        low, high = sorted(self.behaviour.sign * end for end in ends)
+        low, high = sorted(self.behaviour.sign * float(row[n]) for n in ("draw_low", "draw_high"))
         return low, high
 
     def size(self, stage: str) -> float:

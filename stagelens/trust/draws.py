@@ -5,7 +5,6 @@ Importing this module does not import torch; :mod:`.drawing` makes them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 from stagelens.wording.numbers import predicted_time
+from stagelens.wording.trust_words import width_in_means
 
 from .stage_effects import Effects
 
@@ -210,8 +210,7 @@ def _widths(stage: Stage, drawn: DrawnEffects) -> tuple[tuple[str, float], ...]:
         # A draw that gave no number is not left out: the others would look more alike than they
         # are, and intervals go by which draws have the data of another.
         one = drawn.interval(values.to_numpy())
-        known = np.isfinite(one.high - one.low) and one.mean != 0
-        found.append((str(behaviour), (one.high - one.low) / abs(one.mean) if known else math.inf))
+        found.append((str(behaviour), width_in_means(one.mean, one.low, one.high)))
     return tuple(found)
 
 

@@ -169,19 +169,22 @@ def _around(
 
 
 def possible(
-    low: float, high: float, behaviour: Behaviour, final: float = np.nan
+    low: float, high: float, behaviour: Behaviour, final: float = np.nan, effects: int = 1
 ) -> tuple[float, float]:
     """The ends of an interval of effects, cut off at what can be.
 
-    An effect is ``final - without``, and both are values that the behaviour can have.
+    An effect is ``final - without``, and both are values that the behaviour can have. Every
+    interval that is printed, over examples or over draws, is cut off here.
 
     Args:
         low: The lower end.
         high: The upper end.
         behaviour: Which behaviour.
         final: Its value of the final model, or its mean; NaN where it is not known.
+        effects: Over how many effects the number is a sum or difference; of more than one, without
+            ``final``.
     """
-    span = behaviour.highest - behaviour.lowest
+    span = effects * (behaviour.highest - behaviour.lowest)
     known = np.isfinite(final)  # else the final model's value may be any, too
     least = final - behaviour.highest if known else -span
     most = final - behaviour.lowest if known else span
@@ -249,10 +252,12 @@ def example_error(trust: StageTrust | None, rms: float, behaviour: str) -> float
     return error * rms
 
 
-def widened(interval: Interval, orders: float) -> Interval:
+def widened(interval: Interval, orders: float, behaviour: Behaviour) -> Interval:
     """An interval with what the choice of sampled orders adds at either end."""
     low, high = interval.low - orders, interval.high + orders
-    return replace(interval, low=low, high=high, orders=orders)
+    ends = possible(low, high, behaviour)
+    cut = interval.cut or ends != (low, high)
+    return replace(interval, low=ends[0], high=ends[1], orders=orders, cut=cut)
 
 
 def interval_text(interval: Interval, behaviour: Behaviour) -> str:

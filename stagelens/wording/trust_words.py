@@ -143,9 +143,18 @@ def trust_of_row(trust: StageTrust, row: Mapping[str, Any], behaviour: str) -> S
     names = ("draw_effect", "draw_low", "draw_high")
     found = [row.get(name) for name in names]
     mean, low, high = (np.nan if each is None else float(each) for each in found)
-    known = np.isfinite(high - low) and mean != 0
-    width = (high - low) / abs(mean) if known else np.inf
+    width = width_in_means(mean, low, high)
     return trust.model_copy(update={"over_draws": ((behaviour, width),)})
+
+
+def width_in_means(mean: float, low: float, high: float) -> float:
+    """How wide the interval of a mean over draws is, in sizes of the mean; infinite if not known.
+
+    Where an end is cut off at what is possible, the other one tells: it lies evenly otherwise.
+    """
+    if not (np.isfinite(high - low) and mean != 0):
+        return float("inf")
+    return float(2 * max(mean - low, high - mean) / abs(mean))
 
 
 HOLDS_ZERO = 2.0

@@ -15,7 +15,7 @@ import torch
 import stagelens
 from stagelens.cli import drawing as of_command
 from stagelens.cli.drawn_tables import drawn_rows
-from stagelens.contracts import Refused, RunError, StageLensError
+from stagelens.contracts import Behaviour, Refused, RunError, StageLensError
 from stagelens.demos.building import build
 from stagelens.effects.computing import attribute
 from stagelens.effects.draws import (
@@ -167,10 +167,10 @@ def test_intervals_of_groups_are_of_their_means_in_every_draw() -> None:
     rows = pd.DataFrame({"stage": "s", "example_id": list("xyz"), "group": ["a", "a", "b"]})
     rows["effect"] = 0.0
     drawn = DrawnEffects(table, "same data")
-    found = intervals_of_means(drawn, rows, "b", ["stage", "group"])
+    found = intervals_of_means(drawn, rows, Behaviour("b", "higher"), ["stage", "group"])
     assert found["s", "a"].mean == 2 and found["s", "a"].sd == 0
     assert found["s", "b"] == interval_over_draws([10, 20, 60], "same data")
-    whole = intervals_of_means(drawn, rows, "b", ["stage"])
+    whole = intervals_of_means(drawn, rows, Behaviour("b", "higher"), ["stage"])
     assert whole["s",] == interval_over_draws([14 / 3, 8, 64 / 3], "same data")
 
 

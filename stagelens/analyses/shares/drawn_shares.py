@@ -18,6 +18,7 @@ from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from stagelens.trust.drawn_coalitions import DrawnCoalitions
 from stagelens.trust.draws import RECIPE
 from stagelens.wording.intervals import Interval
+from stagelens.wording.trust_words import width_in_means
 
 from .means import Mean
 from .share_table import Shares
@@ -61,7 +62,7 @@ class DrawnShares(Shares):
     ) -> Mean:
         """The mean of a weighted sum of coalitions; NaN where no example has a value."""
         own, n = self._in_each(weights, chosen)
-        over = self._interval(own)
+        over = self._interval(own, weights)
         trust = self._known_from(name, over)  # that of a group goes by its own interval
         if not n:
             return Mean(name, 0, np.nan, None, trust)
@@ -102,16 +103,17 @@ class DrawnShares(Shares):
         means = [combined(v, weights)[kept].mean() if n else np.nan for v in self.drawn_v]
         return np.array(means), n
 
-    def _interval(self, own: np.ndarray) -> DrawInterval:
+    def _interval(self, own: np.ndarray, weights: Mapping[int, float]) -> DrawInterval:
         assert self.found is not None
-        return self.found.interval(own)
+        # Weights add up to 0: each part of those above 0 is an effect, of one set over another.
+        effects = math.ceil(sum(one for one in weights.values() if one > 0) - 1e-9) or 1
+        return self.found.interval(own).within(self.behaviour, effects)
 
     def _trust(self, name: str, weights: Mapping[int, float], of: str = SUMS) -> StageTrust:
-        return self._known_from(name, self._interval(self._in_each(weights, None)[0]))
+        return self._known_from(name, self._interval(self._in_each(weights, None)[0], weights))
 
     def _known_from(self, name: str, over: DrawInterval) -> StageTrust:
-        known = math.isfinite(over.high - over.low) and over.mean != 0
-        width = (over.high - over.low) / abs(over.mean) if known else math.inf
+        width = width_in_means(over.mean, over.low, over.high)
         return StageTrust(
             stage=name,
             estimator=REPLAY,

@@ -248,7 +248,9 @@ class Shares:
         }
         interval = mean_interval(row, trust, self.behaviour)
         if interval is not None and sampled:
-            interval = widened(interval, float(sampled)) if np.isfinite(sampled) else None
+            interval = (
+                widened(interval, float(sampled), self.behaviour) if np.isfinite(sampled) else None
+            )
         return Mean(name, len(own), mean, interval, trust)
 
     def _spread(self, own: np.ndarray, shared: np.ndarray | None, most: float) -> Spread:
@@ -286,7 +288,7 @@ class Shares:
                 interval = example_interval(number, error, self.behaviour)
                 if over_orders is not None:
                     around = interval or Interval(number, number, 0.0, 0.0)
-                    interval = widened(around, float(over_orders[party]))
+                    interval = widened(around, float(over_orders[party]), self.behaviour)
             means.append(Mean(name, 1, number, interval, known))
         return means
 

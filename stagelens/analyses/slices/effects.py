@@ -226,7 +226,8 @@ def _over_draws(
     inside: Sequence[np.ndarray],
 ) -> DrawInterval | None:
     """The interval of the difference over draws; None where there is none."""
-    found = draws.interval(_apart(draws.table, "draw", behaviour, stage, own, inside).to_numpy())
+    apart = _apart(draws.table, "draw", behaviour, stage, own, inside)
+    found = draws.interval(apart.to_numpy(), behaviour, effects=2)
     return found if np.isfinite(found.low) else None
 
 

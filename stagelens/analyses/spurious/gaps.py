@@ -221,7 +221,7 @@ def _over_draws(
     changes = _changes(draws.table, behaviour, side, "draw")
     found = {}
     for stage, of in changes.groupby(level=0):
-        interval = draws.interval(of.sort_index().to_numpy())
+        interval = draws.interval(of.sort_index().to_numpy(), behaviour, effects=2)
         if stage in stages and np.isfinite(interval.low):
             found[str(stage)] = interval
     return found

@@ -159,7 +159,7 @@ def _rows(
         table = table[table["example_id"].isin(view.only.example_ids)]
     own = replace(found, table=table)
     one = table[(table["behaviour"] == name) & (table["draw"] == table["draw"].min())]
-    means = intervals_of_means(own, one, name, ["stage"])
+    means = intervals_of_means(own, one, view.behaviour, ["stage"])
     spread = example_sd(own)
     made = []
     for stage in workspace.stages:
