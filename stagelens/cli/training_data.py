@@ -130,6 +130,7 @@ def training_data(
             with_contributions,
         )
         from stagelens.analyses.training_data.marks import marked
+        from stagelens.analyses.without_data.first_order import first_order_of_groups
         from stagelens.contracts import Progress
 
         told = Progress(report)
@@ -169,7 +170,11 @@ def training_data(
                     f"examples of stage {stage} cannot be grouped by {by!r}; use one of "
                     f"{', '.join(known) or 'no column: they are all alike'}, or add --columns FILE"
                 )
-            grouped = group_table(frame, known[by], parts)
+            each = None
+            if found.facts.kind is not None:
+                named = known[by].set_axis(frame["example_id"]).fillna("")
+                each = first_order_of_groups(found, stage, named, "rest")
+            grouped = group_table(frame, known[by], parts, each)
     _print(data, frame)
     if said:
         say(said)
@@ -217,9 +222,11 @@ def _print_groups(grouped: pd.DataFrame, by: str, stage: str, kind: object) -> N
     from stagelens.contracts import Behaviour
 
     assert isinstance(kind, Behaviour)
-    title = f"Groups of {stage} by {by}: contribution to the {kind.name}, {FIRST_ORDER}"
+    title = f"Groups of {stage} by {by}: effect on the {kind.name}, {FIRST_ORDER}"
     printed = Table(title=title)
-    for name in ("group", "examples", "uses", "contribution", "95 % interval"):
+    known = bool(grouped["without"].notna().all())
+    effect = ["effect"] if known else []
+    for name in ("group", "examples", "uses", *effect, "contribution", "95 % interval"):
         printed.add_column(name, justify="left" if name == "group" else "right")
     for row in grouped.to_dict("records"):
         value = float(row["contribution"])
@@ -227,7 +234,8 @@ def _print_groups(grouped: pd.DataFrame, by: str, stage: str, kind: object) -> N
         if not pd.isna(row["low"]):
             ends = gain_range_text(row["low"], row["high"], kind, unit=False)
         counts = [f"{row[name]:,}" for name in ("examples", "uses")]
-        printed.add_row(str(row["group"]), *counts, gain_text(value, kind), ends)
+        taken = [gain_text(float(row["without"]), kind)] if known else []
+        printed.add_row(str(row["group"]), *counts, *taken, gain_text(value, kind), ends)
     print_table(printed)
     both = grouped["evaluation_error"].notna().any()
     others = (
@@ -235,4 +243,5 @@ def _print_groups(grouped: pd.DataFrame, by: str, stage: str, kind: object) -> N
         if both
         else ("other examples of the group")
     )
-    say(f"{POSITIVE_IS} Intervals: had {others} been drawn, as many of them.")
+    meant = "Effect: final - without the group, losses the mean over the rest. " if known else ""
+    say(f"{POSITIVE_IS} {meant}Intervals are of contributions: had {others} been drawn.")

@@ -173,10 +173,19 @@ def test_groups_come_with_intervals_and_the_first_can_be_replayed(
     path, _ = known
     app = _page(open_page, path, "&t-by=label")
     groups = app.dataframe[1].value
-    assert groups["label"].iloc[0] == "9" and " to " in groups["95 % interval"].iloc[0]
+    assert " to " in groups["added: 95 % interval"].iloc[0]
     assert groups["examples"].sum() == 200
-    offered = "Replay without 31 training examples with label 9"
+    # The table and the sentence about the group that hurt most say the same number.
+    effects = groups["effect (nats)"]
+    assert effects.str.slice(2).astype(float).is_monotonic_decreasing
+    worst = groups[effects.str.startswith("▼")].iloc[0]
+    offered = f"Replay without {worst['examples']} training examples with label {worst['label']}"
     assert any(each.startswith(offered) for each in labels(app))
+    assert f"made for {worst['effect (nats)'].replace('▼ ', '−')} of the margin" in words(app)
+    painted = app.dataframe[1].proto.arrow_data.styler.styles.replace(",", " ").replace("{", " ")
+    for row, ends in enumerate(groups["effect: 95 % interval"]):
+        low, high = (float(end.replace("−", "-")) for end in ends.split(" to "))
+        assert (f"row{row}_col1 " in painted) == (low * high > 0), ends
     # A single example is no sample of others.
     assert "groups-over-both" not in {each.key for each in app.button}
 
@@ -192,15 +201,15 @@ def test_intervals_of_groups_can_be_over_evaluation_examples_too(
     started: list[tuple[str, ...]] = []
     monkeypatch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
     app = check(open_page(tmp_path, f"{LINK}&stage=adapt&t-by=label", PAGE))
-    before = app.dataframe[1].value["95 % interval"]
+    before = app.dataframe[1].value["added: 95 % interval"]
     check(app.button(key="groups-over-both").click().run())
     (asked,) = started
     assert asked[:1] == ("training-data",) and "--over-evaluation" in asked
     contribute_to_parts(run, "mixed-up", Question(), "margin", "adapt")
     app = check(app.run())
     assert "groups-over-both" not in {each.key for each in app.button}
-    assert "other examples of a group, and other evaluation examples, been drawn" in words(app)
-    assert (app.dataframe[1].value["95 % interval"] != before).any()
+    assert "and for what they added also other evaluation examples, been drawn" in words(app)
+    assert (app.dataframe[1].value["added: 95 % interval"] != before).any()
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.contributions.first_order import contributions
 from stagelens.analyses.without_data.chosen import by_ids
 from stagelens.analyses.without_data.computing import without_data
-from stagelens.analyses.without_data.sentences import first_order, mean_effect
+from stagelens.analyses.without_data.first_order import first_order
+from stagelens.analyses.without_data.sentences import mean_effect
 from stagelens.contracts import Example
 from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage, active_names
 from stagelens.replaying.left_out import Divisor

@@ -30,9 +30,9 @@ from stagelens.analyses.without_data.chosen import (
     save_slice,
 )
 from stagelens.analyses.without_data.computing import without_data
+from stagelens.analyses.without_data.first_order import first_order, first_order_of_groups
 from stagelens.analyses.without_data.sentences import (
     answers,
-    first_order,
     how,
     mean_effect,
     sentence,
@@ -131,6 +131,11 @@ def test_the_first_order_is_near_replay_where_training_is_gentle(tmp_path: Path)
         exact = mean_effect(found, found.behaviours["margin"])
         assert known == len(some.ids)
         assert estimate == pytest.approx(exact, rel=0.1)
+        # Of all labels at once, each leaving by itself, it is the same.
+        labels = rows.table.set_index("example_id")["label"]
+        parts = first_order_of_groups(asked, "second", labels, divisor)
+        together = parts.groupby(labels.reindex(parts.index)).sum()
+        assert together["b"] == pytest.approx(estimate, rel=1e-6)
 
 
 def test_coarse_replay_of_the_later_stages_is_rough_and_of_none_exact(

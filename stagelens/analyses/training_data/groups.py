@@ -85,8 +85,16 @@ def _by_length(lengths: pd.Series) -> pd.Series:
     return bins.map(names).astype("string").fillna(NONE)
 
 
-def group_table(frame: pd.DataFrame, groups: pd.Series, parts: Parts | None = None) -> pd.DataFrame:
-    """What every group contributed together, the largest amount first.
+def group_table(
+    frame: pd.DataFrame,
+    groups: pd.Series,
+    parts: Parts | None = None,
+    without: pd.Series | None = None,
+) -> pd.DataFrame:
+    """What every group added and what it does to leave it out, the largest amount first.
+
+    The order is that of leaving groups out where this is known of all of them, which predicts
+    replays; else that of contributions, which are not meant to (docs/fidelity.md).
 
     An interval says how far the sum might be off had other training examples of the group been
     drawn, as many of them; and, with ``parts``, other evaluation examples as well: the variances of
@@ -99,12 +107,16 @@ def group_table(frame: pd.DataFrame, groups: pd.Series, parts: Parts | None = No
         groups: The group of each row.
         parts: Contributions to parts of the evaluation examples; None where these are not known,
             or where a single one is asked about.
+        without: By id, each example's part of leaving its group out to first order, as
+            ``first_order_of_groups`` has it; None where that is not known.
 
     Returns:
         Columns ``group``, ``examples``, ``uses``, ``contribution`` (the sum), ``low``, ``high``,
-        ``mean``, and the standard errors of the sum over training examples (``training_error``)
-        and over evaluation examples (``evaluation_error``, NaN without ``parts``), in the
-        behaviour's unit; ends and the former are NaN of a single example.
+        ``mean``, the standard errors of the sum over training examples (``training_error``)
+        and over evaluation examples (``evaluation_error``, NaN without ``parts``), and ``without``
+        (final - without the group, to first order; NaN where not known of all its examples) with
+        its interval over training examples, ``without_low`` and ``without_high``, in the
+        behaviour's unit; ends and errors over training examples are NaN of a single example.
     """
     rows = []
     known = frame[frame[CONTRIBUTION].notna()]
@@ -119,6 +131,12 @@ def group_table(frame: pd.DataFrame, groups: pd.Series, parts: Parts | None = No
         total = count * spread.value
         error = float(np.hypot(of_training, 0.0 if parts is None else of_evaluation))
         low, high = Spread(total, error, freedom).ends()
+        leaving, ends = np.full(count, np.nan), (float("nan"), float("nan"))
+        if without is not None:
+            leaving = without.reindex(own["example_id"]).to_numpy(float)
+        if np.isfinite(leaving).all():
+            apart = mean_spread(leaving)
+            ends = Spread(count * apart.value, count * apart.error, apart.freedom).ends()
         rows.append(
             {
                 "group": str(name),
@@ -130,13 +148,16 @@ def group_table(frame: pd.DataFrame, groups: pd.Series, parts: Parts | None = No
                 "mean": float(values.mean()),
                 "training_error": of_training,
                 "evaluation_error": of_evaluation,
+                "without": float(leaving.sum()),
+                "without_low": ends[0],
+                "without_high": ends[1],
             }
         )
     names = ["group", "examples", "uses", "contribution", "low", "high", "mean"]
-    table = pd.DataFrame(rows, columns=[*names, "training_error", "evaluation_error"])
-    return table.sort_values(
-        "contribution", key=abs, ascending=False, kind="stable", ignore_index=True
-    )
+    names += ["training_error", "evaluation_error", "without", "without_low", "without_high"]
+    table = pd.DataFrame(rows, columns=names)
+    by = "without" if table["without"].notna().all() else "contribution"
+    return table.sort_values(by, key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
 def _together(one: float, its: float, other: float, others: float) -> float:

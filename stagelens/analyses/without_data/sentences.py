@@ -7,13 +7,12 @@ import re
 import numpy as np
 import pandas as pd
 
-from stagelens.analyses.contributions.contribution_table import Stored
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.summary import of_behaviour, with_accuracy
 from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.sentences import Part, Sentence, would_be
 
-from .chosen import DIVISORS, Chosen, Divisor
+from .chosen import DIVISORS, Chosen
 from .stored import WithoutData, WithoutDataFacts
 
 MEASURED = (
@@ -131,38 +130,3 @@ def how(facts: WithoutDataFacts) -> str:
             "weights nor moments move there"
         )
     return f"{taken}{skipped}. Losses: {DIVISORS[facts.divisor]}."
-
-
-def first_order(contributions: Stored, chosen: Chosen, divisor: Divisor) -> tuple[float, int]:
-    """What leaving these examples out takes away to first order, and how many of them are known.
-
-    Each use's part is the derivative in the weight of the example's loss at that step. With the
-    divisor kept, these add up. With the mean over the rest, of a batch of B examples of which k
-    leave, the rest counts B / (B - k) times as much, which takes off ``k / (B - k)`` times its
-    parts; a batch that loses all loses all its parts. That is so where examples count alike in what
-    losses are divided by; of a mean over tokens, how many tokens leave is not known here.
-
-    Args:
-        contributions: To the behaviour and the examples that are asked about.
-        chosen: Training examples of one of its stages.
-        divisor: What losses are divided by.
-
-    Returns:
-        final - without, in the behaviour's unit; NaN where the answer was stored by a version that
-        did not have these derivatives, or examples do not count alike.
-    """
-    rows = contributions.part("example", chosen.stage)
-    names = rows["step"].astype(str) + "-" + rows["position"].astype(str)
-    own = rows[names.isin(chosen.ids)]
-    value = float(own["slope"].sum(skipna=False))
-    if divisor == "kept" or not np.isfinite(value):
-        return value, len(own)
-    if not contributions.counts_alike(chosen.stage):
-        return float("nan"), len(own)
-    uses = own[["steps", "slopes"]].explode(["steps", "slopes"])
-    by_step = uses.groupby("steps")["slopes"]
-    parts, gone = by_step.sum().to_numpy(float), by_step.size()
-    steps = contributions.part("step", chosen.stage).set_index("step").loc[list(gone.index)]
-    left = steps["uses"].to_numpy(float) - gone.to_numpy()
-    growth = np.where(left > 0, gone.to_numpy() / np.maximum(left, 1.0), 0.0)
-    return value - float(growth @ (steps["slope"].to_numpy(float) - parts)), len(own)

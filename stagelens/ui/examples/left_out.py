@@ -12,10 +12,10 @@ from streamlit.delta_generator import DeltaGenerator
 
 from stagelens.analyses.contributions.contribution_table import Stored
 from stagelens.analyses.without_data.chosen import DIVISORS, DRAWN, Chosen, Divisor
+from stagelens.analyses.without_data.first_order import first_order
 from stagelens.analyses.without_data.sentences import (
     MEASURED,
     answers,
-    first_order,
     how,
     mean_effect,
     sentence,
@@ -123,12 +123,16 @@ def left_out(
         divisor: What is left of a batch's loss.
     """
     estimate = None
-    told = found is not None and found.facts.kind is not None and found.facts.horizon is None
-    if found is not None and chosen is not None and told:
+    if found is not None and chosen is not None and told(found):
         value, known = first_order(found, chosen, divisor)
         # Of some of them alone it would say something else.
         estimate = value if known == len(chosen.ids) and np.isfinite(value) else None
     return LeftOut(words, chosen, where, divisor, estimate)
+
+
+def told(found: Stored) -> bool:
+    """Whether leaving examples out is told to first order: not of single uses, or of a horizon."""
+    return found.facts.kind is not None and found.facts.horizon is None
 
 
 def button_or_result(

@@ -16,8 +16,9 @@ from stagelens.analyses.contributions.parts_of_the_set import (
     load_parts,
     parts_path,
 )
-from stagelens.analyses.training_data.groups import group_table
+from stagelens.analyses.training_data.groups import CONTRIBUTION, group_table
 from stagelens.analyses.without_data.chosen import Chosen
+from stagelens.analyses.without_data.first_order import first_order_of_groups
 from stagelens.derivatives.curvature_kinds import USUAL, Curvature
 from stagelens.estimators.durations import paces
 from stagelens.report.provenance import FIRST_ORDER
@@ -32,7 +33,12 @@ from . import left_out
 from .contributions import Asked, impossible
 
 _OTHERS = "other examples of a group"
-_BOTH = "other examples of a group, and other evaluation examples,"
+_EFFECT, _ADDED = "effect", "added"
+_MEANT = (
+    "Effect: what the final model has over one without the group (losses: mean over the rest), "
+    "by which the table is ordered. Added: the sum of contributions, with the optimiser's "
+    "denominators held: what steps added, not what would be without them."
+)
 
 _SHOWN = 12
 """Groups of a table: the largest amounts."""
@@ -69,45 +75,60 @@ def groups_of_a_stage(
     )
     curvature = found.facts.curvature
     parts = _parts(workspace, asked, curvature)
-    table = group_table(frame, groups[by], parts)
-    table = table.assign(gain=gain(table["contribution"], asked.behaviour))
+    named = groups[by].set_axis(frame["example_id"]).fillna("")
+    # Where a task shows no examples, what is known is of single uses.
+    each = None
+    if left_out.told(found):
+        each = first_order_of_groups(found, asked.stage, named, "rest")
+    table = group_table(frame, groups[by], parts, each)
+    known = bool(table["without"].notna().all())
+    ranked = table["without" if known else CONTRIBUTION]
+    table = table.assign(gain=gain(ranked, asked.behaviour))
     shown = table.head(_SHOWN)
-    largest = float(shown["gain"].abs().max()) or 1.0
     unit = axis_unit(asked.behaviour)
-    head = f"contribution{f' ({unit})' if unit else ''}"
-    cells = pd.DataFrame(
-        {
-            by: shown["group"],
-            head: [marked(one, asked.behaviour, unit=False) for one in shown["gain"]],
-            "95 % interval": [
-                "not known"
-                if pd.isna(row.low)
-                else gain_range_text(row.low, row.high, asked.behaviour, unit=False)
-                for row in shown.itertuples()
-            ],
-            "examples": shown["examples"],
-            "uses": shown["uses"],
-        }
-    )
+    of = f" ({unit})" if unit else ""
+    ends = {_ADDED: ("low", "high"), _EFFECT: ("without_low", "without_high")}
+    columns = {_EFFECT: "without", _ADDED: CONTRIBUTION} if known else {_ADDED: CONTRIBUTION}
+    out: dict[str, object] = {by: shown["group"]}
+    tints: dict[str, list[float]] = {}
+    for name, column in columns.items():
+        gains = gain(shown[column], asked.behaviour)
+        low, high = (shown[end] for end in ends[name])
+        head, largest = f"{name}{of}", float(gains.abs().max()) or 1.0
+        out[head] = [marked(one, asked.behaviour, unit=False) for one in gains]
+        out[f"{name}: 95 % interval"] = [
+            "not known"
+            if pd.isna(one)
+            else gain_range_text(one, other, asked.behaviour, unit=False)
+            for one, other in zip(low, high, strict=True)
+        ]
+        # Neither helped nor hurt where zero is in the interval, or nothing says how far it is.
+        tints[head] = (gains / largest).where(low * high > 0).tolist()
+    cells = pd.DataFrame({**out, "examples": shown["examples"], "uses": shown["uses"]})
     components.table(
         cells,
         "training-groups",
-        f"Contribution of groups of training examples of {asked.stage} to the "
-        f"{phrase(asked.behaviour)} of {asked.about}, by {by}, the largest amount first.",
+        f"What leaving groups of training examples of {asked.stage} out takes from the "
+        f"{phrase(asked.behaviour)} of {asked.about}, and what they added, to first order, by {by}, "
+        "the largest amount first.",
         About(
             behaviour=asked.behaviour.name,
             estimator=FIRST_ORDER,
             trust=(),
         ),
-        tints={head: (shown["gain"] / largest).tolist()},
+        tints=tints,
         height="content",
     )
     more = len(table) - len(shown)
+    meant = f"{_MEANT} " if known else ""
+    others = _OTHERS
+    if parts is not None:
+        others = f"{_OTHERS}, and for what they added also other evaluation examples,"
     components.text_block(
-        "▲ helped, ▼ hurt, to first order, added up. Intervals say how far sums might be off had "
-        f"{_OTHERS if parts is None else _BOTH} been drawn, as many of them; what first order "
+        f"▲ helped, ▼ hurt, to first order. {meant}Intervals say how far sums might be off had "
+        f"{others} been drawn, as many of them; what holds zero is not coloured. What first order "
         "leaves out grows with a group, and only a replay knows it."
-        + (f" {more:,} more groups contributed less." if more > 0 else ""),
+        + (f" {more:,} more groups are smaller." if more > 0 else ""),
         muted=True,
     )
     if parts is None:
@@ -119,7 +140,7 @@ def groups_of_a_stage(
     if set(ids) == set(listed):
         components.text_block("The first group is what the list above leaves out.", muted=True)
         return
-    what = left_out.left_out(found, Chosen(asked.stage, ids), words)
+    what = left_out.left_out(found, Chosen(asked.stage, ids, f"with {by} {first}"), words)
     left_out.button_or_result(workspace, asked, what, "without-group")
 
 

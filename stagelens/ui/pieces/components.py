@@ -221,7 +221,8 @@ def table(
         about: What it shows, where the page alone does not say.
         kept: The rows to pin, where those on the page hold links, for instance.
         tints: Column to a gain for each row, from -1 to 1: cells that say ▲ or ▼ get the blue of
-            credit or the orange of blame as their background, the stronger the larger it is.
+            credit or the orange of blame as their background, the stronger the larger it is; NaN for
+            neither.
         options: Passed to ``st.dataframe``, ``column_config`` for instance.
     """
     frame = _one_kind(frame)
@@ -244,7 +245,7 @@ def _backgrounds(frame: pd.DataFrame, gains: Mapping[str, Sequence[float]]) -> p
         styles[name] = [
             f"background-color: {see_through(color_of(gain), tint(gain))}"
             # Neither where it is noise, nor where its sign is not known: the mark says which.
-            if str(cell)[:1] in ("▲", "▼")
+            if str(cell)[:1] in ("▲", "▼") and gain == gain
             else ""
             for cell, gain in zip(frame[name], of_rows, strict=True)
         ]
