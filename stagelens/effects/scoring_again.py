@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from stagelens.contracts import REFERENCE_COLUMN, Behaviour, Scorer, TaskError
+from stagelens.contracts import REFERENCE_COLUMN, Behaviour, RunError, Scorer, TaskError
 from stagelens.measuring.choices import multiple_choice
 from stagelens.measuring.scorers import find_scorer
 from stagelens.runs.run import Run
@@ -61,9 +61,24 @@ class OwnScores:
     left_out: Mapping[str, str]
 
     def only(self, keys: Iterable[str]) -> list[OwnScore]:
-        """Those with these keys."""
-        wanted = set(keys)
-        return [each for each in self.found if each.key in wanted]
+        """Those with these keys.
+
+        Raises:
+            RunError: Further models cannot be given one of them here.
+        """
+        there = {each.key: each for each in self.found}
+        wanted = list(keys)
+        if lacking := [key for key in wanted if key not in there]:
+            raise RunError(
+                f"models cannot be given {len(lacking)} of the {len(wanted)} scores that were "
+                "asked for: "
+                + (
+                    "; ".join(f"{name}: {why}" for name, why in self.left_out.items())
+                    or f"no stored score has the key {lacking[0]}"
+                )
+                + ". Give every process that shares the work the same scorers"
+            )
+        return [there[key] for key in wanted]
 
 
 def own_scores(run: Run, set_name: str) -> OwnScores:

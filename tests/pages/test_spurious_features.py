@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import stagelens
+from stagelens.analyses.spurious.feature_table import FeatureFacts
 from stagelens.analyses.spurious.features import find_features
 from stagelens.analyses.spurious.ranking import strongest
 from stagelens.analyses.spurious.representations import representations
@@ -18,6 +19,7 @@ from stagelens.contracts import RunError
 from stagelens.effects.computing import attribute
 from stagelens.effects.given_scores import Obtained, add_scores, with_direction
 from stagelens.effects.results import load_result
+from stagelens.runs import fact_tables
 from stagelens.runs.logs import read_log
 from stagelens.runs.run import open_run
 from stagelens.ui.server import jobs
@@ -70,6 +72,30 @@ def test_columns_are_shown_only_where_they_are_asked_for(open_page, searched: Pa
     assert "Group = stamped" not in said
     link = f"{LINK}&stage=shortcut&kind=Columns"
     assert "Group = stamped" in words(check(open_page(searched.parent, link, PAGE)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("", "Shown are columns, which are metadata: of what needs none ("),
+        ("&kind=Patches", "Features that pass are among other kinds: Columns ("),
+    ],
+)
+def test_where_only_columns_pass_they_are_shown_or_named(
+    open_page, searched: Path, tmp_path: Path, kind: str, said: str
+) -> None:
+    shutil.copytree(searched, tmp_path / "digits")
+    for path in (tmp_path / "digits" / "results" / "features").glob("*.parquet"):
+        facts, table = fact_tables.read(path, FeatureFacts, ("kind",)) or (None, None)
+        assert facts is not None and table is not None
+        passes = table["passes"] & (table["kind"] == "column")
+        assert passes.any() and not passes.all()
+        fact_tables.write(path, table.assign(passes=passes), facts)
+    link = f"{LINK}&stage=shortcut{kind}"
+    found = words(check(open_page(tmp_path, link, PAGE)))
+    assert said in found and "nothing that was tested" not in found
+    assert ("Group = stamped" in found) == (not kind)
+    assert ("None of the patches that was tested goes with the effect" in found) == bool(kind)
 
 
 def test_a_search_that_fails_says_why(open_page, demo_copy: Path) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import stagelens
 from stagelens.cli import app
-from stagelens.contracts import Scorer, no_progress
+from stagelens.contracts import RunError, Scorer, no_progress
 from stagelens.effects.answers import answer
 from stagelens.effects.computing import attribute
 from stagelens.effects.draws import DrawnEffects
@@ -128,6 +128,9 @@ def test_what_cannot_be_scored_again_is_told_by_name(
     monkeypatch.setattr("stagelens.effects.scoring_again.find_scorer", lambda *_: other)
     found = own_scores(run, "test")
     assert "the scorer 'regex' that is installed is not the one" in found.left_out["score:habit"]
+    # A process that shares the work would else train the draw, and leave the score out.
+    with pytest.raises(RunError, match="score:habit: the scorer 'regex' that is installed is not"):
+        found.only([stored_scores(run, "test")["score:habit"].key])
     done = CliRunner().invoke(app, ["draws", str(run.path), "--answers", "--number", "1"])
     assert "no set that was asked for has scores" in str(done.exception) + done.output
     done = CliRunner().invoke(app, ["draws", str(run.path), "--answers", "--cost"])

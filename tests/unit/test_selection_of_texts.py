@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 import stagelens
+from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.selection.alike import near_duplicates
 from stagelens.analyses.selection.choosing import choose
 from stagelens.analyses.selection.exporting import row_numbers, snippet
@@ -91,8 +93,23 @@ def test_distinct_keeps_one_of_what_is_nearly_the_same(
     assert plain["value"].astype(float).is_monotonic_decreasing and len(plain) == 3
 
 
-def test_all_of_a_group_are_alike_though_each_names_only_some(path: Path) -> None:
-    run = stagelens.open_run(path, TASK, datasets={"one": LOADER, "two": LOADER})
+def test_all_of_a_group_are_alike_though_each_names_only_some(path: Path, tmp_path: Path) -> None:
+    fresh = shutil.copytree(path, tmp_path / "run")
+    shutil.rmtree(fresh / "results", ignore_errors=True)
+    run = stagelens.open_run(fresh, TASK, datasets={"one": LOADER, "two": LOADER})
+    told: list[str] = []
+    wanted = Wanted(
+        stage="two",
+        set_name="test",
+        question=Question(),
+        behaviour="loss",
+        horizons=(4,),
+        keep=0.6,
+        distinct=True,
+        draws=0,
+    )
+    choose(run, wanted, lambda _, text: told.append(text))
+    assert "looking at the training examples of two" in told
     found = near_duplicates(run, "two")
     assert set(found) == {"0-1", "0-2", "1-0"} and len(set(found.values())) == 1
 

@@ -41,7 +41,8 @@ def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -
         wanted.curvature,
     )
     best = tried[0].ranking
-    alike = near_duplicates(run, stage.name) if wanted.distinct else {}
+    compared = overall.part(_ranked_part(wanted), _ranked_part(wanted))
+    alike = near_duplicates(run, stage.name, compared) if wanted.distinct else {}
     chosen = best.kept(wanted.keep, alike)
     if wanted.draws:
         prove(

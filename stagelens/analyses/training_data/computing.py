@@ -80,6 +80,7 @@ def duplicates_of(
         except RunError as error:
             left_out[each.name] = str(error)
             continue
-        rows = training_rows(run, each, part)
-        tables[each.name] = rows.table, looks(run, each, rows.table)[1]
+        own = Progress(part)
+        rows = training_rows(run, each, own.part(0.0, 0.5))
+        tables[each.name] = rows.table, looks(run, each, rows.table, own.part(0.5, 1.0))[1]
     return duplicates(run, tables, left_out, told.part(0.6, 1.0))

@@ -33,6 +33,7 @@ from stagelens.ui.reading import loaders
 from stagelens.ui.reading.found_features import facts_of, found_features
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import jobs, settings
+from stagelens.wording.folding import listed
 from stagelens.wording.numbers import count_text, is_share, number, phrase, signed_text
 from stagelens.wording.trust_words import percent, signs_known, trust_word
 
@@ -72,10 +73,12 @@ def found_features_tab(workspace: Workspace, effects: Effects) -> None:
         count = count_text(found.facts.examples, workspace.noun)
         components.text_block(f"Features are tested on all {count}, not on the group alone.")
     stage, chosen = _controls(effects.trust, found, workspace.bar.stage)
-    rows = strongest(found, stage)
-    # Columns are metadata; by default the tab shows what no metadata records.
-    rows = rows[rows["kind"] == chosen if chosen is not None else rows["kind"] != "column"]
-    _headline(workspace, effects, found, stage, rows)
+    every = strongest(found, stage)
+    # Columns are metadata; by default the tab shows what no metadata records, if there is any.
+    own = every["kind"] == chosen if chosen is not None else every["kind"] != "column"
+    rows = every[own] if chosen is not None or own.any() else every
+    _headline(workspace, effects, found, stage, chosen, rows)
+    _others(found, chosen, every)
     trust = effects.trust[stage]
     _cards(workspace, found, rows, trust)
     _map(found, stage, trust)
@@ -141,24 +144,46 @@ def _controls(
             list(names),
             key="kind",
             bind="query-params",
-            help="All except columns, if none is chosen.",
+            help="If none is chosen: all except columns, and columns where nothing else passes.",
         )
     return stage, names.get(kind) if kind else None
 
 
 def _headline(
-    workspace: Workspace, effects: Effects, found: Features, stage: str, rows: pd.DataFrame
+    workspace: Workspace,
+    effects: Effects,
+    found: Features,
+    stage: str,
+    chosen: str | None,
+    rows: pd.DataFrame,
 ) -> None:
     with st.container(border=True):
         if rows.empty:
+            which = "No feature" if chosen is None else f"None of the {KINDS[chosen].lower()}"
             components.text_block(
-                f"No feature of this kind passes for {stage}: nothing that was tested goes with "
-                "its effect beyond chance, noise and the smallest difference that counts."
+                f"{which} that was tested goes with the effect of {stage} beyond chance, noise "
+                "and the smallest difference that counts."
             )
             return
         behaviour, trust = found.facts.behaviour.behaviour(), effects.trust.get(stage)
         said = feature_sentence(rows.iloc[0].to_dict(), behaviour, workspace.noun, trust)
         components.sentences([said], "1.15rem")
+
+
+def _others(found: Features, chosen: str | None, every: pd.DataFrame) -> None:
+    """Where nothing of what is asked for passes: the kinds of which something does."""
+    passing = {kind: int((every["kind"] == kind).sum()) for kind in found.facts.kinds}
+    passing = {kind: count for kind, count in passing.items() if count}
+    if chosen is None and [*passing] == ["column"]:
+        tested = listed([KINDS[kind].lower() for kind in found.facts.kinds if kind != "column"])
+        components.text_block(
+            f"Shown are columns, which are metadata: of what needs none ({tested}), nothing "
+            "passes.",
+            muted=True,
+        )
+    elif chosen is not None and chosen not in passing and passing:
+        others = listed([f"{KINDS[kind]} ({count:,})" for kind, count in passing.items()])
+        components.text_block(f"Features that pass are among other kinds: {others}.", muted=True)
 
 
 # --------------------------------------------------------------------------------------- cards
@@ -322,14 +347,23 @@ def _how(found: Features, stage: str, trust: StageTrust) -> None:
         else "the training noise is not known (the Trust page measures it)"
     )
     sources = f", with errors clustered by {found.facts.sources}" if found.facts.sources else ""
+    each_of, within, pooled = ". Each compares examples with and without a feature", "", ""
+    if found.table["label"].notna().any():
+        each_of = (
+            "; a feature has one test for each label. Each compares examples of one label with "
+            "and without a feature"
+        )
+        within = " within its label"
+        pooled = (
+            " Where a feature passes in several labels and does the same in them, it is shown "
+            "once, with means over their examples."
+        )
     components.text_block(
         f"{counts.passed:,} of {count_text(counts.tested, 'test')} pass, over all kinds of "
-        "features; a feature has one test for each label. Each compares examples of one label with "
-        f"and without a feature, at least {SUPPORT} of either: rank-sum test"
+        f"features{each_of}, at least {SUPPORT} of either: rank-sum test"
         f"{sources}, false discovery rate at most {percent(LEVEL)} over all tests of the stage "
         f"(Benjamini and Hochberg), a difference of at least {SMALLEST:g} standard deviations of "
-        f"the effect within its label, {noise}. Where a feature passes in several labels and does "
-        "the same in them, it is shown once, with means over their examples. Words and patches "
+        f"the effect{within}, {noise}.{pooled} Words and patches "
         "come before groups of look-alikes; each sorted by evidence, the end of the 95 % interval "
         "that is nearer to zero, times examples. That a feature goes with an effect does not mean "
         "that it is spurious: look at the examples.",
@@ -342,7 +376,7 @@ def _how(found: Features, stage: str, trust: StageTrust) -> None:
         rows.insert(0, "trust", trust_word(trust, measured.name))
         said = (
             f"The tests for {stage} with the strongest evidence: mean effect on the "
-            f"{phrase(measured)} with and without each feature, within its label."
+            f"{phrase(measured)} with and without each feature{within}."
         )
         about = About(behaviour=measured.name, trust=[trust])
         components.table(rows, "features-table", said, about, height=320)
