@@ -99,6 +99,11 @@ def test_how_far_first_order_holds(open_page, asked: tuple[Path, Stored], hurt: 
     run = open_run(path)
     examples, facts = run.evaluation_set("mixed-up"), found.facts
     errors = [0.01, 0.04, 0.3, 3.0]
+    link = f"{LINK}&example={hurt}&within=mislabelled"
+    assert any(
+        one.label == "Estimate how far it holds"
+        for one in check(open_page(path.parent, f"{link}&look=Which+data", PAGE)).button
+    )
     table = pd.DataFrame(
         {"horizon": pd.array([1, 4, 42, None], dtype="Int64"), "windows": 1, "first_order": 0.1,
          "neglected": 0.01, "expected_error": errors, "gradients": 10.0}
@@ -109,7 +114,7 @@ def test_how_far_first_order_holds(open_page, asked: tuple[Path, Stored], hurt: 
     )  # fmt: skip
     place = horizons_path(run, examples, "margin", [hurt], "mislabelled", SHARE)
     fact_tables.write(place, table, told)
-    link = f"{LINK}&example={hurt}&within=mislabelled"
+    smooth = store_check(run, "mislabelled", "mixed-up", 1.0)
     app = check(open_page(path.parent, f"{link}&look=When", PAGE))
     curve = figures(app)[-1]
     assert curve["alt"].endswith("42 steps later: about 30 %; the final model: about 300 %.")
@@ -118,6 +123,18 @@ def test_how_far_first_order_holds(open_page, asked: tuple[Path, Stored], hurt: 
         warned = check(open_page(path.parent, f"{link}&look={look}", PAGE)).warning
         beyond = [str(each.value) for each in warned if "first order neglects" in str(each.value)]
         assert len(beyond) == 1 and "holds for the effect 42 steps later" in beyond[0]
+    # The graver check is told first, and smoothness is no pass by itself.
+    app = check(open_page(path.parent, f"{link}&look=Which+data", PAGE))
+    said = re.sub(r"\s+", " ", words(app))
+    assert "The smallest changes are smooth (smoothness 1.00" in said
+    assert "This does not say how far first order holds." in said
+    assert any("Hurt most" in each.value for each in app.subheader)
+    fact_tables.write(place, table.assign(expected_error=3.0), told)
+    app = check(open_page(path.parent, f"{link}&look=Which+data", PAGE))
+    assert any("not even of the next step" in str(each.value) for each in app.warning)
+    assert not any("Hurt most" in each.value for each in app.subheader)
+    for each in (place, smooth):
+        each.unlink()
 
 
 def test_the_training_examples_that_helped_and_hurt_are_shown(

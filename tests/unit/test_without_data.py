@@ -35,6 +35,7 @@ from stagelens.analyses.without_data.sentences import (
     answers,
     how,
     mean_effect,
+    missed,
     sentence,
     title,
 )
@@ -184,6 +185,13 @@ def test_sentences_say_how_many_which_and_how(run: Run, rows: TrainingRows) -> N
     assert "right" not in answers(numbers, frozenset(found.table["example_id"]), "image")
     assert title(Chosen("s", ("0-0",) * 212, "with source=forum")) == "212 forum examples"
     assert title(Chosen("s", ("0-0",))) == "1 example"
+    margin = found.behaviours["margin"]
+    assert missed(-0.59, -7.37, margin) == (
+        "First order was off by 6.78, 92 % of what the replay gave."
+    )
+    opposite = missed(-0.69, 0.13, margin)
+    assert opposite == "First order was off by 0.82, with the opposite sign."
+    assert missed(float("nan"), 0.13, margin) == missed(0.1, 0.0, margin) == ""
 
 
 def test_examples_are_chosen_by_file_and_by_slice(

@@ -10,7 +10,7 @@ from stagelens.wording.numbers import count_text, phrase
 from .smoothness import LEAST, Smoothness
 
 NOTHING_HERE = "First order says nothing here"
-SMOOTH_HERE = "Smooth here"
+SMOOTH_HERE = "The smallest changes are smooth"
 
 
 def verdict(check: Smoothness, behaviour: Behaviour) -> str:
@@ -29,8 +29,8 @@ def verdict(check: Smoothness, behaviour: Behaviour) -> str:
     )
     if check.smooth(behaviour.name):
         return (
-            f"{SMOOTH_HERE} ({number}): {how}{horizon} goes on as it began. How far it goes on, a "
-            "replay without examples says."
+            f"{SMOOTH_HERE} ({number}): {how}{horizon} goes on as it began. This does not say how "
+            "far first order holds."
         )
     return (
         f"{NOTHING_HERE} ({number}): {how}{horizon} does not go on as it began, so no derivative "

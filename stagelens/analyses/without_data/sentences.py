@@ -9,18 +9,19 @@ import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.summary import of_behaviour, with_accuracy
-from stagelens.wording.numbers import count_text, phrase
+from stagelens.wording.numbers import amount_text, count_text, phrase
 from stagelens.wording.sentences import Part, Sentence, would_be
 
 from .chosen import DIVISORS, Chosen
 from .stored import WithoutData, WithoutDataFacts
 
-MEASURED = (
-    "First order tells groups of one size apart much as replays do, but under AdamW it misses what "
-    "leaving out so many of any examples does: most of the effect where half of a stage goes. A "
-    "replay decides."
+RANDOM_ONLY = (
+    "Of groups that were drawn at random, first order was measured to tell which did more, and to "
+    "miss much of how much. Those that are chosen by a label, or as the worst, are no such groups: "
+    "it may miss most of what they did, or its sign."
 )
-"""What leave-some-out replays say of :func:`first_order`, see docs/fidelity.md."""
+"""What leave-some-out replays say of first order, see docs/fidelity.md."""
+DECIDES = "A replay decides."
 
 _ONE_VALUE = re.compile(r"with ([\w-]+)=([\w-]+)")
 
@@ -77,6 +78,22 @@ def mean_effect(
     values = rows["effect"].to_numpy(float)
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else float("nan")
+
+
+def missed(estimate: float, replayed: float, behaviour: Behaviour) -> str:
+    """How far first order was off where a replay is known; empty where there is nothing to hold.
+
+    Args:
+        estimate: final - without to first order.
+        replayed: The same by replay.
+        behaviour: Whose.
+    """
+    if not np.isfinite([estimate, replayed]).all() or not replayed:
+        return ""
+    off = f"First order was off by {amount_text(estimate - replayed, behaviour)}"
+    if estimate * replayed < 0:
+        return f"{off}, with the opposite sign."
+    return f"{off}, {100 * abs(estimate / replayed - 1):,.0f} % of what the replay gave."
 
 
 def answers(found: WithoutData, ids: frozenset[str], noun: str) -> str:

@@ -41,13 +41,25 @@ def _load(path: str, stamp: int, _workspace: Workspace, _asked: Asked) -> Horizo
     return load_horizons(run, _workspace.examples, _asked.behaviour.name, _asked.ids, stage)
 
 
-def said(workspace: Workspace, asked: Asked) -> None:
-    """How far first order holds in a sentence, where it is known."""
+def said(workspace: Workspace, asked: Asked, muted: bool = False) -> bool:
+    """How far first order holds in a sentence, where it is known.
+
+    Args:
+        workspace: The run.
+        asked: Whose behaviour, and which stage.
+        muted: Whether a graver warning stands above it.
+
+    Returns:
+        False where it says nothing, not even of the next step.
+    """
     found = stored_horizons(workspace, asked)
-    if found is not None and found.holds:
-        components.text_block(sentence(found))
-    elif found is not None:
+    if found is None:
+        return True
+    if found.holds or muted:
+        components.text_block(sentence(found), muted=muted)
+    else:
         st.warning(components.plain(sentence(found)), icon=":material/warning:")
+    return found.holds or found.furthest() is not None
 
 
 def expected_errors_section(workspace: Workspace, asked: Asked) -> None:
@@ -55,7 +67,7 @@ def expected_errors_section(workspace: Workspace, asked: Asked) -> None:
     st.subheader("How far first order holds", anchor=False)
     found = stored_horizons(workspace, asked)
     if found is None:
-        _offer(workspace, asked)
+        offer(workspace, asked, "expected-errors-job")
         return
     said(workspace, asked)
     chart = drawing.chart(expected_error_curve, found, charts.EITHER)
@@ -76,7 +88,14 @@ def expected_errors_section(workspace: Workspace, asked: Asked) -> None:
     )
 
 
-def _offer(workspace: Workspace, asked: Asked) -> None:
+def offer(workspace: Workspace, asked: Asked, key: str) -> None:
+    """What the estimate would say, and its button.
+
+    Args:
+        workspace: The run.
+        asked: Whose behaviour, and which stage.
+        key: Of the button.
+    """
     if impossible(workspace, asked) is not None:
         components.text_block("Not known.", muted=True)
         return
@@ -103,7 +122,7 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
             "Estimate how far it holds",
             disabled=settings.read_only(),
             icon=":material/ssid_chart:",
-            key="expected-errors-job",
+            key=key,
             on_click=job_progress.begin,
             args=(arguments, "The estimate of how far first order holds"),
             help=settings.READ_ONLY

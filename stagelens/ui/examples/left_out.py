@@ -11,13 +11,16 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from stagelens.analyses.contributions.contribution_table import Stored
+from stagelens.analyses.contributions.horizon_table import sentence as how_far
 from stagelens.analyses.without_data.chosen import DIVISORS, DRAWN, Chosen, Divisor
 from stagelens.analyses.without_data.first_order import first_order
 from stagelens.analyses.without_data.sentences import (
-    MEASURED,
+    DECIDES,
+    RANDOM_ONLY,
     answers,
     how,
     mean_effect,
+    missed,
     sentence,
     title,
 )
@@ -39,6 +42,7 @@ from stagelens.wording.signs import gain_text, side
 from stagelens.wording.trust_words import FIRST_ORDER, MARKS, trust_word
 
 from .contributions import Asked, show_tiles
+from .expected_errors import stored_horizons
 
 FIRST = 20
 """Examples of a list that are left out unless somebody asks for another number."""
@@ -156,7 +160,7 @@ def button_or_result(
         _told(workspace, asked, found, what.estimate)
         return
     if what.estimate is not None and what.chosen is not None:
-        _first_order_alone(asked, what.chosen, what.estimate, what.divisor)
+        _first_order_alone(workspace, asked, what.chosen, what.estimate, what.divisor)
     if why := no_replay(workspace, asked.stage):
         st.info(components.plain(why), icon=":material/info:")
         return
@@ -260,13 +264,20 @@ def _told(workspace: Workspace, asked: Asked, found: WithoutData, estimate: floa
             tiles.append(("to first order", estimate, note))
         tiles.append((f"all of {asked.stage}", asked.effect, "effect of the whole stage"))
         show_tiles([(name, gain_text(value, behaviour), note) for name, value, note in tiles])
+        if estimate is not None and (off := missed(estimate, effect, behaviour)):
+            components.text_block(off)
         components.text_block(f"{how(found.facts)} {DRAWN}", muted=True)
 
 
-def _first_order_alone(asked: Asked, chosen: Chosen, estimate: float, divisor: Divisor) -> None:
+def _first_order_alone(
+    workspace: Workspace, asked: Asked, chosen: Chosen, estimate: float, divisor: Divisor
+) -> None:
+    # What is known of this very stage and behaviour says more than any benchmark.
+    horizons = stored_horizons(workspace, asked)
+    caution = RANDOM_ONLY if horizons is None else how_far(horizons)
     components.text_block(
         f"To first order these {title(chosen)} made for {gain_text(estimate, asked.behaviour)} of "
         f"the {phrase(asked.behaviour)} ({MARKS[FIRST_ORDER]} {FIRST_ORDER}; {DIVISORS[divisor]}). "
-        f"{MEASURED}",
+        f"{caution} {DECIDES}",
         muted=True,
     )

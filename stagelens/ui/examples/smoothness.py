@@ -12,11 +12,15 @@ from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.server import jobs, settings
 from stagelens.wording.numbers import predicted_time
 
+from . import expected_errors
 from .contributions import Asked
 
 
 def first_order_says_something(workspace: Workspace, asked: Asked, key: str) -> bool:
     """Show what is known of it, or the button that checks; False where rankings would mislead.
+
+    Two checks stand here, and the worse one is told first: how far first order is expected to
+    hold, and whether the smallest changes are smooth, which is no pass by itself.
 
     Args:
         workspace: The run.
@@ -27,15 +31,15 @@ def first_order_says_something(workspace: Workspace, asked: Asked, key: str) -> 
     found = None
     if path.exists():
         found = _load(str(path), path.stat().st_mtime_ns, workspace, asked.stage)
+    rough = found is not None and not found.smooth(asked.behaviour.name)
+    if found is not None and rough:
+        st.warning(components.plain(verdict(found, asked.behaviour)), icon=":material/warning:")
+    holds = expected_errors.said(workspace, asked, muted=rough)
     if found is None:
         _offer(workspace, asked, key)
-        return True
-    said = components.plain(verdict(found, asked.behaviour))
-    if found.smooth(asked.behaviour.name):
+    elif not rough:
         components.text_block(verdict(found, asked.behaviour), muted=True)
-        return True
-    st.warning(said, icon=":material/warning:")
-    return False
+    return holds and not rough
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

@@ -52,9 +52,10 @@ def training_data_tab(
         without_data_section(workspace, asked, found, pd.Series(dtype=bool))
         return
     contributions.first_order(found, asked)
-    expected_errors.said(workspace, asked)
     rows = found.part("example", asked.stage)
     ranked = first_order_says_something(workspace, asked, "which")
+    if expected_errors.stored_horizons(workspace, asked) is None:
+        expected_errors.offer(workspace, asked, "expected-errors-which")
     if not ranked or contributions.says_nothing(found, asked):
         without_data_section(workspace, asked, found, _differs(rows), ranked)
         _browse(rows, asked.stage)

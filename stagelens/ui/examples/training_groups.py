@@ -109,8 +109,8 @@ def groups_of_a_stage(
         cells,
         "training-groups",
         f"What leaving groups of training examples of {asked.stage} out takes from the "
-        f"{phrase(asked.behaviour)} of {asked.about}, and what they added, to first order, by {by}, "
-        "the largest amount first.",
+        f"{phrase(asked.behaviour)} of {asked.about}, and what they added, to first order, by "
+        f"{by}, the largest amount first.",
         About(
             behaviour=asked.behaviour.name,
             estimator=FIRST_ORDER,

@@ -221,8 +221,8 @@ def table(
         about: What it shows, where the page alone does not say.
         kept: The rows to pin, where those on the page hold links, for instance.
         tints: Column to a gain for each row, from -1 to 1: cells that say ▲ or ▼ get the blue of
-            credit or the orange of blame as their background, the stronger the larger it is; NaN for
-            neither.
+            credit or the orange of blame as their background, the stronger the larger it is. NaN
+            is neither.
         options: Passed to ``st.dataframe``, ``column_config`` for instance.
     """
     frame = _one_kind(frame)
