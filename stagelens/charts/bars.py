@@ -16,6 +16,7 @@ from stagelens.wording.intervals import (
     Interval,
     draws_hold_zero,
     example_interval,
+    is_marked,
     made_of,
     mean_interval,
 )
@@ -61,7 +62,7 @@ def credit_and_blame(
     rows, known = [every[place] for place in shown], [intervals[place] for place in shown]
     within = [is_true(r["within_noise"]) for r in rows]
     notes = [
-        sign_note(trust.get(str(r["stage"])), behaviour, one)
+        sign_note(trust.get(str(r["stage"])), behaviour, one) or _not_again(r)
         for r, one in zip(rows, known, strict=True)
     ]
     redrawn = [draws_hold_zero(r) for r in rows]
@@ -80,7 +81,7 @@ def credit_and_blame(
         for row, one, noisy, note, over in zip(rows, known, within, notes, redrawn, strict=True)
     ]
     figure = diverging(bars, behaviour, trust, palette)
-    clear = [one is None or one.is_clear for one in known]
+    clear = [is_marked(r, trust.get(str(r["stage"])), behaviour) for r in rows]
     figure.add_trace(
         go.Scatter(
             x=[scaled(float(r["gain"]), behaviour) for r in rows],
@@ -137,6 +138,12 @@ def sign_note(trust: StageTrust | None, behaviour: Behaviour, interval: Interval
     uncertain = interval is not None and (interval.estimate > 0 or bool(interval.drawn))
     unclear = uncertain and interval is not None and not interval.is_clear
     return _UNCLEAR if unclear else ""
+
+
+def _not_again(row: Mapping[str, Any]) -> str:
+    """That other trainings may turn bars round; empty where they do not, or it is not known."""
+    over = draws_hold_zero(row)
+    return f"± the interval over {over} holds zero: neither credit nor blame" if over else ""
 
 
 def _hover(

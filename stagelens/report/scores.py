@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stagelens import charts
 from stagelens.contracts import BASE, SCORE, Behaviour
 from stagelens.effects import summary
 from stagelens.effects.results import load_result
@@ -20,24 +19,26 @@ from stagelens.runs.sets.clusters import clusters
 from stagelens.trust import draws
 from stagelens.trust.score_effects import with_scores
 from stagelens.wording.folding import listed
-from stagelens.wording.intervals import Interval, mean_interval
+from stagelens.wording.intervals import Interval, governing, is_marked, mean_interval
 from stagelens.wording.numbers import axis_unit, scaled
 from stagelens.wording.sentences import Sentence, mean_sentence
+from stagelens.wording.signs import CREDIT_OR_BLAME, because
 from stagelens.wording.trust_words import trust_word
 
 from .finding import Finding, Rows
 
 TITLE = "Scores of the answers by stage"
 ABOUT = (
-    "Mean stage effect on each score of what models answer, above 0 where the score is better "
-    "because of the stage; intervals are over prompts, with an estimate's error (95 %). Scores "
+    "Mean stage effect on each score of what models answer: credit, above 0, where the score is "
+    "better because of the stage, blame, below 0, where it is worse, whether higher or lower is "
+    "better; intervals are over prompts, with an estimate's error (95 %). Scores "
     "from 0 to 1 are in percent, effects on them in points. Where the models of redraws of the "
     "recipe answered too, intervals over these say what other trainings would do."
 )
 SHOWN = 12
 """Scores that a takeaway names."""
 DRAWN = ("low over redraws", "high over redraws")
-NUMBERS = ("stage effect", "low", "high", *DRAWN, "final", "without the stage")
+NUMBERS = (CREDIT_OR_BLAME, "low", "high", *DRAWN, "final", "without the stage")
 """Columns of :func:`frame` with numbers of a score."""
 FORMAT = "%.2f"
 
@@ -68,6 +69,14 @@ class ScoreRow:
         """Of a stage's mean effect."""
         return mean_interval(row, self.trust.get(str(row["stage"])), self.behaviour)
 
+    def governing(self, row: Mapping[str, Any]) -> Interval | None:
+        """Which says whether a stage's mean effect is a finding."""
+        return governing(row, self.trust.get(str(row["stage"])), self.behaviour)
+
+    def is_marked(self, row: Mapping[str, Any]) -> bool:
+        """Whether a stage's mean effect is credit or blame, and not neither."""
+        return is_marked(row, self.trust.get(str(row["stage"])), self.behaviour)
+
     @property
     def called(self) -> str:
         """The scorer's name for people."""
@@ -87,11 +96,11 @@ class ScoreRow:
         return found if np.isfinite(found) else 0.0
 
     def largest(self) -> dict[str, Any] | None:
-        """The row of the stage that moved it most, of those whose interval leaves out zero."""
+        """The row of the stage that moved it most, of those with a finding; None without one."""
         clear = [
             each
             for each in self.means.to_dict("records")
-            if (interval := self.interval(each)) is not None and interval.is_clear
+            if self.is_marked(each) and self.governing(each) is not None
         ]
         return max(clear, key=lambda each: abs(each["effect"]), default=None)
 
@@ -126,8 +135,7 @@ def takeaway(rows: Sequence[ScoreRow]) -> str:
         if (most := row.largest()) is None:
             said.append(f"{row.called}: no clear effect")
         else:
-            amount = charts.marked(float(most["gain"]), row.behaviour)
-            said.append(f"{row.called}: {amount} by {most['stage']}")
+            said.append(f"{row.called}: {because(most, row.behaviour)}")
     return f"{TITLE}. The largest clear effects: {'; '.join(said)}."
 
 
@@ -150,7 +158,7 @@ def frame(rows: Sequence[ScoreRow]) -> pd.DataFrame:
                     "prompts": each["n"],
                     "final": scaled(each["final"], kind),
                     "without the stage": scaled(each["without"], kind),
-                    "stage effect": scaled(each["gain"], kind),
+                    CREDIT_OR_BLAME: scaled(each["gain"], kind),
                     "low": scaled(low, kind),
                     "high": scaled(high, kind),
                     "low over redraws": scaled(drawn_low, kind),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from stagelens.contracts import Behaviour
 from stagelens.estimators.stage_trust import REPLAY, StageTrust
@@ -20,7 +21,7 @@ from stagelens.estimators.stage_trust import REPLAY, StageTrust
 from .numbers import amount_text
 from .quantiles import t_quantile
 from .signs import gain_range_text
-from .trust_words import promised_elsewhere, trust_word
+from .trust_words import promised_elsewhere, signs_known, trust_word
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,45 @@ def over_draws(row: Mapping[str, Any]) -> Interval | None:
     return Interval(low, high, 0.0, 0.0, drawn=str(row["drawn"]))
 
 
+def governing(
+    row: Mapping[str, Any], trust: StageTrust | None, behaviour: Behaviour
+) -> Interval | None:
+    """The interval that says whether a mean effect is a finding; None where it is not known.
+
+    That over draws of the recipe where there is one, because it says whether the effect would come
+    again; else that over examples.
+
+    Args:
+        row: As :func:`mean_interval` takes it, with ``draw_low``, ``draw_high`` and ``drawn`` where
+            the recipe was drawn.
+        trust: What is known of the stage's counterfactual.
+        behaviour: Of the effects on which behaviour.
+    """
+    low, high = _number(row.get("draw_low")), _number(row.get("draw_high"))
+    if np.isfinite(low) and np.isfinite(high):
+        return Interval(low, high, 0.0, 0.0, drawn=str(row["drawn"]))
+    return mean_interval(row, trust, behaviour)
+
+
+def is_marked(row: Mapping[str, Any], trust: StageTrust | None, behaviour: Behaviour) -> bool:
+    """Whether a mean effect is marked as credit or as blame; else it is neither, marked ±.
+
+    Tables, bars and takeaways all go by this: the sign has to be known, the effect beyond training
+    noise where that is known, and :func:`governing`'s interval on the effect's own side of zero.
+
+    Args:
+        row: As :func:`governing` takes it, with ``within_noise``.
+        trust: What is known of the stage's counterfactual.
+        behaviour: Of the effects on which behaviour.
+    """
+    within, effect = row.get("within_noise"), _number(row.get("effect"))
+    if not signs_known(trust, behaviour.name) or (pd.notna(within) and bool(within)):
+        return False
+    found = governing(row, trust, behaviour)
+    # Without an interval, the word of trust beside the number says what is known.
+    return found is None or (found.low > 0 if effect > 0 else found.high < 0)
+
+
 def beside_draws(
     effect: float, mean: float, low: float, high: float, single: float, behaviour: Behaviour
 ) -> str:
@@ -125,9 +165,13 @@ def beside_draws(
     """
     if low <= effect <= high or not np.isfinite([effect, mean, low, high, single]).all():
         return ""
-    verdict = "as this one does" if abs(effect - mean) <= single else "so this one is unusual"
-    reach = amount_text(single, behaviour)
-    return f"; single trainings differ from that by up to {reach} (95 %), {verdict}"
+    apart = abs(effect - mean)
+    verdict = "not unusual" if apart <= single else "unusual"
+    own, reach = (amount_text(each, behaviour) for each in (apart, single))
+    return (
+        f"; this one differs by {own}, which is {verdict}: single trainings differ from that mean "
+        f"by up to {reach} (95 %)"
+    )
 
 
 def draws_hold_zero(row: Mapping[str, Any]) -> str:

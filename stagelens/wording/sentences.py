@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from stagelens.contracts import ACCURACY, OTHER_EXAMPLES, SLICE_COLUMN, Behaviour
+from stagelens.contracts import ACCURACY, OTHER_EXAMPLES, SLICE_COLUMN, Behaviour, is_score
 from stagelens.estimators.stage_trust import StageTrust
 
 from . import intervals
@@ -118,6 +118,9 @@ def mean_sentence(
     """
     group = row["group"]
     about = slice_parts(noun, None if pd.isna(group) else column, group)
+    if pd.isna(group) and is_score(behaviour) and row["n"] and row.get("missing"):
+        have = "has" if row["n"] == 1 else "have"
+        about = (Part(f"the {count_text(int(row['n']), noun)} that {have} this score"),)
     known = _how_sure(row, behaviour, trust) if ends else ""
     other: tuple[Part, ...] = ()
     if against is not None:

@@ -8,7 +8,8 @@ Nothing but this file and ``charts.style.color_of`` decides which sign or colour
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ import pandas as pd
 from stagelens.contracts import Behaviour
 
 from .numbers import amount_text, signed_text
+
+CREDIT_OR_BLAME = "credit (+) or blame (−)"
+"""Head of a column of effects on the credit scale, beside columns of the values themselves."""
 
 _Effects = TypeVar("_Effects", float, np.ndarray, pd.Series)
 
@@ -26,6 +30,19 @@ POSITIVE_IS = "Positive: better because of the stage (credit); negative: worse (
 def gain(effect: _Effects, behaviour: Behaviour) -> _Effects:
     """Effects (``final - without``) on the credit scale: positive where they make it better."""
     return behaviour.sign * effect
+
+
+def because(row: Mapping[str, Any], behaviour: Behaviour) -> str:
+    """An effect in words, without marks: ``62 points higher because of dpo (worse)``.
+
+    Args:
+        row: With ``stage`` and ``effect``.
+        behaviour: What was measured.
+    """
+    effect = float(row["effect"])
+    way, verdict = ("higher" if effect > 0 else "lower"), side(effect, behaviour)
+    verdict = {"credit": " (better)", "blame": " (worse)"}.get(verdict, "")
+    return f"{amount_text(effect, behaviour)} {way} because of {row['stage']}{verdict}"
 
 
 def gain_text(effect: float, behaviour: Behaviour, unit: bool = True) -> str:

@@ -61,4 +61,4 @@ def test_a_set_without_groups_says_what_it_lacks(open_page, demo_copy: Path) -> 
     write_set(demo_copy, task, "bare", images=images)
     attribute(open_run(demo_copy), "bare", "task-vector")
     app = check(open_page(demo_copy.parent, "run=digits&set=bare", PAGE))
-    assert "no labels, so there is no accuracy to compare" in words(app)
+    assert "no labels, so no accuracy against labels." in words(app)

@@ -24,6 +24,7 @@ from stagelens.runs.logs import read_log
 from stagelens.runs.run import open_run
 from stagelens.ui.server import jobs
 from stagelens.ui.server.child import Status
+from stagelens.wording.signs import CREDIT_OR_BLAME
 from tests.pages.reading import boards, check, labels, table, words
 from tests.support.text_runs import PROMPTS, STAGES
 
@@ -122,13 +123,13 @@ def test_trust_says_what_is_known_of_scores(open_page, answered: Path) -> None:
     assert "The scorer is contains (version 1)." in said
     assert "without general, habits, polish are those of a replay" in said
     assert "what another one would do to contains is not known" in said
-    shown = next(e.value for e in app.dataframe if "stage effect" in e.value)
+    shown = next(e.value for e in app.dataframe if CREDIT_OR_BLAME in e.value)
     assert shown["stage"].tolist() == list(STAGES) and set(shown["trust"]) == {"exact"}
     kappa = next(e.value for e in app.dataframe if "kappa" in e.value)
     assert set(kappa["first"]) | set(kappa["second"]) >= {"contains", SE.removeprefix("score:")}
     # Another behaviour leaves room for all of them.
     app = check(open_page(answered, "run=answers", TRUST))
-    shown = next(e.value for e in app.dataframe if "stage effect" in e.value)
+    shown = next(e.value for e in app.dataframe if CREDIT_OR_BLAME in e.value)
     assert len(shown) == 3 * len(STAGES)
     assert not any("kappa" in e.value for e in app.dataframe)
 
@@ -175,7 +176,7 @@ def test_scores_alone_are_enough(open_page, answered: Path, tmp_path: Path) -> N
         if path not in [result_path(run, facts) for facts in kept]:
             path.unlink()
     app = check(open_page(copy.parent, "run=answers"))
-    assert app.selectbox(key="measure").options[0] == "score:contains"
+    assert app.selectbox(key="measure").options[0] == "contains (score)"
     assert len(cells(app)) == 12 and "base" not in bench(app)
 
 

@@ -278,13 +278,15 @@ def test_a_mean_over_draws_has_its_interval_at_once(
         (4.9, "of this recipe, 95 %: 1.43 to 4.95 lower over 6 redraws."),
         (
             6.04,
-            "of this recipe 3.19 lower on average, 95 %: 1.43 to 4.95 lower over 6 redraws; single "
-            "trainings differ from that by up to 5.38 (95 %), as this one does.",
+            "of this recipe 3.19 lower on average, 95 %: 1.43 to 4.95 lower over 6 redraws; this "
+            "one differs by 2.85, which is not unusual: single trainings differ from that mean by "
+            "up to 5.38 (95 %).",
         ),
         (
             -2.5,
-            "of this recipe 3.19 lower on average, 95 %: 1.43 to 4.95 lower over 6 redraws; single "
-            "trainings differ from that by up to 5.38 (95 %), so this one is unusual.",
+            "of this recipe 3.19 lower on average, 95 %: 1.43 to 4.95 lower over 6 redraws; this "
+            "one differs by 5.69, which is unusual: single trainings differ from that mean by up "
+            "to 5.38 (95 %).",
         ),
     ],
 )

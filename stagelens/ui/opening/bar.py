@@ -17,7 +17,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from stagelens.charts.style import short
-from stagelens.contracts import Behaviour
+from stagelens.contracts import SCORE, Behaviour
 from stagelens.ui.pieces import components, state
 
 OVERVIEW = "Overview"
@@ -157,6 +157,7 @@ class Row:
                 st.selectbox(
                     _LABELS[key],
                     options,
+                    format_func=score_last if key == MEASURE else str,
                     index=None if none is not None else 0,
                     placeholder=none or "Not known yet",
                     key=key,
@@ -184,7 +185,8 @@ class Row:
     def words(self) -> str:
         """What is chosen of that which the page looks at, in a line."""
         keys = [key for key in (LEAF, MEASURE, GROUP, STAGE, ESTIMATOR) if key in self._chosen]
-        return " · ".join(self._chosen[key] for key in keys)
+        shown = {MEASURE: score_last}
+        return " · ".join(shown.get(key, str)(self._chosen[key]) for key in keys)
 
 
 @contextmanager
@@ -214,6 +216,12 @@ def top(title: str, unused: Mapping[str, str] | None) -> Iterator[Row]:
             line.html(f"<div>{components.shown(row.words())}</div>")
         facts.html(f"<div class='sl-facts'>{components.shown(row.facts)}</div>")
         row.tell()
+
+
+def score_last(name: str) -> str:
+    """A behaviour as controls show it: the name of a score first, which is what fits."""
+    own = name.removeprefix(SCORE)
+    return name if own == name else f"{own} (score)"
 
 
 def behaviours_help(behaviours: Mapping[str, Behaviour]) -> str:

@@ -27,8 +27,8 @@ from stagelens.wording.numbers import (
     value_text,
 )
 from stagelens.wording.sentences import mean_sentence
-from stagelens.wording.signs import POSITIVE_IS
-from stagelens.wording.trust_words import MARKS, signs_known, trust_label, trust_word
+from stagelens.wording.signs import CREDIT_OR_BLAME, POSITIVE_IS
+from stagelens.wording.trust_words import MARKS, trust_label, trust_word
 
 _COLUMNS = 6
 """Stages that have a column; of more, the strongest."""
@@ -174,7 +174,7 @@ def _cell(workspace: Workspace, row: ScoreRow, stage: str, record: Mapping[str, 
         why = "" if trust is None else html.escape(trust.reason, quote=True)
         return f"<div role='cell' title='{why}'>{of}no number</div>"
     kind, gain, interval = row.behaviour, float(record["gain"]), row.interval(record)
-    signed = signs_known(trust, kind.name) and (interval is None or interval.is_clear)
+    signed = row.is_marked(record)
     amount = charts.marked(gain, kind, unit=not is_share(kind), signed=signed)
     mark = "" if trust is None else MARKS[trust_word(trust, kind.name)]
     ends = "no interval"
@@ -213,7 +213,7 @@ def _config() -> dict[str, Any]:
     config = st.column_config
     ends = "Interval over the choice of prompts (95 %), with the error of the estimate."
     helps = {
-        "stage effect": POSITIVE_IS,
+        CREDIT_OR_BLAME: POSITIVE_IS,
         "low": ends,
         "high": ends,
         **dict.fromkeys(DRAWN, "Interval over redraws of the recipe (95 %)."),

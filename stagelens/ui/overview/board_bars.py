@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from stagelens import charts
-from stagelens.charts.bars import sign_note
 from stagelens.charts.diverging_bars import SHORT_NOISE, is_true
 from stagelens.charts.style import short, written_out
 from stagelens.contracts import Behaviour, is_score
@@ -17,7 +16,7 @@ from stagelens.ui.pieces import components
 from stagelens.ui.reading import loaders
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.folding import MOST, strongest
-from stagelens.wording.intervals import mean_interval, over_draws
+from stagelens.wording.intervals import is_marked, mean_interval, over_draws
 from stagelens.wording.numbers import amount_text, is_share, phrase, scaled, signed_text
 from stagelens.wording.sentences import is_certain, mean_sentence
 from stagelens.wording.trust_words import MARKS, is_trustworthy, trust_word
@@ -57,13 +56,14 @@ def bars(
     sizes = [abs(scaled(float(row["gain"]), behaviour)) for row in kept]
     # A lower bound, so that effects that all round to zero are not blown up.
     reach = max([*(s for s in sizes if np.isfinite(s)), 1.0 if is_share(behaviour) else 0.01])
-    reach *= 1.1
+    # No share moves by more than all of it, so that no scale says more.
+    reach = min(1.1 * reach, 100.0) if is_share(behaviour) else 1.1 * reach
     rows = []
     for row, interval in zip(kept, intervals, strict=True):
         stage, gain = str(row["stage"]), float(row["gain"])
         trust = effects.trust.get(stage)
         word = None if trust is None else trust_word(trust, behaviour.name)
-        signed = not sign_note(trust, behaviour, interval)
+        signed = is_marked(row, trust, behaviour)
         side = ("credit" if gain >= 0 else "blame") if signed else "neither"
         known = [] if word is None else [f"{MARKS[word]} {word}"]
         known += [SHORT_NOISE] if is_true(row["within_noise"]) else []
@@ -81,7 +81,7 @@ def bars(
         sentence = str(mean_sentence(row, behaviour, workspace.noun, column, trust))
         # A mean over draws may be rough and its sign known all the same.
         sure = is_certain(trust, behaviour) and not is_true(row["within_noise"])
-        clear = sure and interval is not None and interval.is_clear
+        clear = sure and signed and interval is not None and interval.is_clear
         rows.append(
             {
                 "clear": clear,

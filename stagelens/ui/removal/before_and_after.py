@@ -22,7 +22,7 @@ from stagelens.charts.removal import (
 from stagelens.ui.pieces import components, drawing, job_progress, state
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badge
-from stagelens.ui.reading import loaders
+from stagelens.ui.reading import loaders, scored
 from stagelens.ui.server import jobs
 from stagelens.wording.numbers import count_text
 
@@ -62,7 +62,7 @@ def figures(view: RemovalView, wanted: Wanted) -> None:
             if rows is not None:
                 # Interpolated, so neither measured nor as well known as the counterfactuals.
                 about = replace(edited_models.about(view, edit), observed="", trust=())
-                _chart(rows, about, AFTER)
+                _chart(view, rows, about, AFTER)
             _measure_in_background(wanted)
             return
         # Until these are there, the chart of the previous strength stays on the page.
@@ -80,7 +80,7 @@ def figures(view: RemovalView, wanted: Wanted) -> None:
                 trust_badge(view.effects.trust[stage], None, f"without {stage}")
         _metrics(rows)
         _on_all(view, {BEFORE: before, AFTER: after})
-    _chart(rows, edited_models.about(view, edit))
+    _chart(view, rows, edited_models.about(view, edit))
     if edit.strengths:
         if compared.answers[BEFORE]["label"].notna().any():
             _side_by_side(view, compared, edit)
@@ -156,13 +156,15 @@ def _counts(view: RemovalView) -> dict[str, int]:
     return {ALL: len(table), **counts}
 
 
-def _chart(rows: pd.DataFrame, about: About, approximate: str | None = None) -> None:
+def _chart(
+    view: RemovalView, rows: pd.DataFrame, about: About, approximate: str | None = None
+) -> None:
     """Accuracy over the groups that have labels."""
     if rows.empty:
-        st.info(
-            "None of these examples has a label, so there is no accuracy to compare.",
-            icon=":material/label_off:",
-        )
+        said = "None of these examples has a label, so no accuracy against labels."
+        if scored.scores(view.workspace.at, view.workspace.examples.name):
+            said += " Scores of answers are on the Overview."
+        st.info(said, icon=":material/label_off:")
         return
     components.drawn(
         accuracy_rows(rows, approximate),

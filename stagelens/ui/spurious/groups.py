@@ -29,7 +29,7 @@ from stagelens.ui.pieces import components, drawing
 from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.pieces.trust_marks import trust_badges
-from stagelens.ui.reading import drawn, loaders
+from stagelens.ui.reading import drawn, loaders, scored
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text
@@ -63,11 +63,13 @@ def _gaps(
 def group_gaps_tab(workspace: Workspace, effects: Effects | None) -> None:
     """Controls, sentences, chart, and errors by class."""
     if effects is None or ACCURACY.name not in effects.behaviours:
-        said = "The examples of this set have no labels, so there is no accuracy to compare."
+        said = "The examples of this set have no labels, so no accuracy against labels."
+        if scored.scores(workspace.at, workspace.examples.name):
+            said += " Scores of answers are on the Overview."
         if is_score(workspace.bar.behaviour):
             said += (
-                " The effects on a score by group are on the Overview; which words of prompts go "
-                "with them, the next tab finds."
+                " Effects on them by group are there, too; which words of prompts go with them, "
+                "the next tab finds."
             )
         st.info(said, icon=":material/label_off:")
         return

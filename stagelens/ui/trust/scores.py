@@ -15,6 +15,7 @@ from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import loaders, scored
 from stagelens.wording.folding import MOST, listed
 from stagelens.wording.numbers import count_text, scaled
+from stagelens.wording.signs import CREDIT_OR_BLAME, POSITIVE_IS
 
 
 def scores(workspace: Workspace) -> None:
@@ -64,7 +65,7 @@ def _table(workspace: Workspace, rows: list[ScoreRow]) -> None:
     at, set_name = workspace.at, workspace.examples.name
     table = frame(rows).drop(columns=["set", "prompts"])
     # What the page is about comes first, where all do not fit.
-    first = ["score", "stage", "stage effect", "low", "high", "trust"]
+    first = ["score", "stage", CREDIT_OR_BLAME, "low", "high", "trust"]
     table = table[[*first, *table.columns.difference(first, sort=False)]]
     spreads = {row.called: scored.samples(at, set_name, row.score.name) for row in rows}
     sampled = any(len(each) for each in spreads.values())
@@ -78,7 +79,7 @@ def _table(workspace: Workspace, rows: list[ScoreRow]) -> None:
     sharing = loaders.clustered(at, set_name, workspace.noun)
     components.text_block(
         "Mean effects with intervals over the choice of prompts and, where a model is an estimate, "
-        f"its error (95 %). {sharing} "
+        f"its error (95 %). {POSITIVE_IS} {sharing} "
         + (
             "Answers to one prompt differ by their standard deviation (root mean square over "
             "prompts); that, too, is within the intervals. "
