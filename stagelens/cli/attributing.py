@@ -185,7 +185,7 @@ def _times(run: Run, result: Result, clock: _Clock) -> list[str]:
     if predicted is None or replay is None:
         return []
     took = measured_time(sum(trust.seconds for trust in result.trust.values()))
-    source = "from the recorded times" if known.taken is None else "from steps timed here"
+    source = f"from {known.source}"
     # What each counterfactual took adds up only where one process computed all of them.
     if clock.processes > 1 and clock.predicted is not None:
         took = f"{measured_time(monotonic() - clock.began)} by {clock.processes} processes"

@@ -311,7 +311,7 @@ def _time_steps(run: Run, examples: EvaluationSet, masks: Sequence[int], report:
     from stagelens.estimators.durations import stored_timings
 
     known = stored_timings(run)
-    timed = set() if known is None else set(known.stages)
+    timed = set() if known is None or known.example is None else set(known.stages)
     wanted = {s.index: s for mask in masks for s in trained(mask, run.stages)}
     stages = [s for _, s in sorted(wanted.items()) if not s.no_replay]
     if any(stage.name not in timed for stage in stages):

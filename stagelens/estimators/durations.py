@@ -10,12 +10,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.compute import machine
-from stagelens.compute.load import slowdown
+from stagelens.compute.load import Load, slowdown
 from stagelens.contracts import RunError
 from stagelens.runs.files import read_json, write_json
 from stagelens.runs.run import Run
@@ -61,14 +62,16 @@ class Paces:
     Attributes:
         stages: One per stage.
         example: Seconds of a forward pass per example; None where it was not measured.
-        taken: When it was measured, as ISO 8601 in UTC; None where it was recorded only.
+        taken: When steps were timed, as ISO 8601 in UTC; None where none were.
         busy: How much longer the machine took for it, because other programs ran; at least 1.
+        source: Where it is from, in words.
     """
 
     stages: list[Pace]
     example: float | None = None
     taken: str | None = None
     busy: float = 1.0
+    source: str = "the recorded times"
 
     def at_present(self, seconds: float, own: int = 0) -> float:
         """What was predicted from these paces, with the machine as busy as it is now.
@@ -103,13 +106,17 @@ class TimedStage(BaseModel):
 
 
 class Timings(BaseModel):
-    """What was measured of a run on one machine; stored with the run."""
+    """What was measured of a run on one machine; stored with the run.
+
+    Attributes:
+        example: Seconds of a forward pass per example; None where none was timed.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     run_digest: str
     taken: str
-    example: float
+    example: float | None
     stages: dict[str, TimedStage]
 
 
@@ -132,6 +139,31 @@ def keep_timings(run: Run, timings: Timings) -> None:
     write_json(_path(run), timings)
 
 
+def keep_stages(run: Run, example: float | None, timed: dict[str, TimedStage]) -> None:
+    """Store what stages take, as of now."""
+    taken = datetime.now(UTC).isoformat(timespec="seconds")
+    keep_timings(run, Timings(run_digest=run.digest, taken=taken, example=example, stages=timed))
+
+
+def note_replay(run: Run, stage: str, load: Load, twice: bool) -> None:
+    """Keep what one replay of a stage took here, unless steps of it were timed before.
+
+    Training may have run beside other programs, or done more than replay does: on the chat demo it
+    took twice to four times as long.
+
+    Args:
+        run: The run.
+        stage: That was replayed.
+        load: What was counted while it was.
+        twice: Whether every replay through it is repeated with the stage.
+    """
+    known = stored_timings(run)
+    timed = {} if known is None else dict(known.stages)
+    if stage not in timed:
+        timed[stage] = TimedStage(seconds=load.wall, twice=twice, busy=max(load.factor, 1.0))
+        keep_stages(run, None if known is None else known.example, timed)
+
+
 def paces(run: Run) -> Paces:
     """What the stages of a run should take on this machine."""
     timings, checked = stored_timings(run), {check.stage: check.bitwise for check in checks(run)}
@@ -152,7 +184,12 @@ def paces(run: Run) -> Paces:
     # Weighted, because the longest stage decides what a prediction is.
     total = sum(one.seconds for one in timings.stages.values())
     idle = sum(one.seconds / one.busy for one in timings.stages.values())
-    return Paces(stages, timings.example, timings.taken, total / idle if idle else 1.0)
+    busy = total / idle if idle else 1.0
+    if timings.example is None:  # replays were noted; the first stage is hardly ever replayed
+        whole = all(stage.name in timings.stages for stage in run.stages[1:])
+        source = "replays on this machine" + ("" if whole else " and the recorded times")
+        return Paces(stages, None, None, busy, source)
+    return Paces(stages, timings.example, timings.taken, busy, "steps timed here")
 
 
 def without_seconds(stages: Sequence[Pace], index: int) -> float | None:

@@ -8,15 +8,13 @@ all of them take. Nothing of what they compute is kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from statistics import fmean
 
 from stagelens.compute import devices
+from stagelens.compute.load import Load
 from stagelens.contracts import Progress, ProgressCallback, Task, no_progress
 from stagelens.measuring.models import BATCH_SIZE, empty_model, measure
 from stagelens.replaying.coarse import CoarseModel
@@ -26,7 +24,7 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 from .coarse_twins import choose_plan
-from .durations import TimedStage, Timings, keep_timings, stored_timings
+from .durations import TimedStage, keep_stages, stored_timings
 from .replay_check import stored_check
 
 _ENOUGH = 0.5
@@ -62,7 +60,7 @@ def measure_paces(
         timed[stage.name] = TimedStage(
             seconds=seconds, twice=_twice(run, stage), busy=max(load.factor, 1.0), cheap=cheap
         )
-    _keep(run, load.factor * example, timed)
+    keep_stages(run, load.factor * example, timed)
 
 
 def measure_coarse(
@@ -81,7 +79,7 @@ def measure_coarse(
         pair = (load.factor * ready, load.factor * stepping)
         cheap = {**timed[name].cheap, budget: pair}
         timed[name] = timed[name].model_copy(update={"cheap": cheap})
-    _keep(run, timings.example, timed)
+    keep_stages(run, timings.example, timed)
 
 
 def scale_timings(run: Run, stages: Sequence[Stage], factor: float) -> None:
@@ -94,12 +92,7 @@ def scale_timings(run: Run, stages: Sequence[Stage], factor: float) -> None:
         name: one.model_copy(update={"seconds": factor * one.seconds}) if name in names else one
         for name, one in timings.stages.items()
     }
-    _keep(run, timings.example, timed)
-
-
-def _keep(run: Run, example: float, timed: dict[str, TimedStage]) -> None:
-    taken = datetime.now(UTC).isoformat(timespec="seconds")
-    keep_timings(run, Timings(run_digest=run.digest, taken=taken, example=example, stages=timed))
+    keep_stages(run, timings.example, timed)
 
 
 def _twice(run: Run, stage: Stage) -> bool:
@@ -111,38 +104,6 @@ def _twice(run: Run, stage: Stage) -> bool:
         return not check.bitwise
     used = devices.replaying(stage.environment.device)
     return stage.environment.arithmetic != devices.arithmetic(used)
-
-
-@dataclass
-class Load:
-    """How busy the machine is: seconds that go by for one of the processor's.
-
-    Steps are timed by the processor's clock, which other programs do not disturb. What they add is
-    taken from everything that was timed together: on a busy machine a program waits its turn for
-    longer than a short step takes, and a few such steps tell nothing.
-
-    Attributes:
-        wall: Seconds that went by.
-        processor: Seconds that this process computed in them, over all of its threads.
-    """
-
-    wall: float = 0.0
-    processor: float = 0.0
-
-    @property
-    def factor(self) -> float:
-        """What seconds of the processor are multiplied by."""
-        return self.wall / self.processor if self.processor else 1.0
-
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Count the block."""
-        wall, processor = time.perf_counter(), time.process_time()
-        try:
-            yield
-        finally:
-            self.wall += time.perf_counter() - wall
-            self.processor += time.process_time() - processor
 
 
 def pass_seconds(task: Task, stage: Stage, load: Load) -> float:

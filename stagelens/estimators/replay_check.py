@@ -9,6 +9,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from stagelens.compute import devices, processes
+from stagelens.compute.load import Load
 from stagelens.contracts import ProgressCallback, Refused, RunError
 from stagelens.replaying.replay import threads_here
 from stagelens.replaying.reproduction import (
@@ -23,6 +24,7 @@ from stagelens.runs.files import read_json, write_json
 from stagelens.runs.objectives import how_to_give
 from stagelens.runs.run import Run, Stage
 
+from .durations import note_replay
 from .protocol import Estimator
 from .reproduction import (
     STEPS,
@@ -152,7 +154,9 @@ def check_replay(
     if stored is not None:
         return stored
     used = devices.replaying(stage.environment.device)
-    deviation = measure_deviation(run.task, stage, progress, share)
+    load = Load()
+    with load.noted():
+        deviation = measure_deviation(run.task, stage, progress, share)
     check = ReplayCheck(
         run_digest=run.digest,
         stage=stage.name,
@@ -168,6 +172,8 @@ def check_replay(
         misfit=deviation.misfit,
     )
     write_json(path, check)
+    if not share:  # a replay that others share in is no measure of one
+        note_replay(run, stage.name, load, not check.bitwise)
     return check
 
 

@@ -202,6 +202,11 @@ def test_intervals_of_groups_can_be_over_evaluation_examples_too(
     monkeypatch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
     app = check(open_page(tmp_path, f"{LINK}&stage=adapt&t-by=label", PAGE))
     before = app.dataframe[1].value["added: 95 % interval"]
+    # Of examples that come from fewer sources the command would refuse.
+    with monkeypatch.context() as patched:
+        patched.setattr("stagelens.ui.examples.training_groups.folds", lambda *_: [("x",)] * 3)
+        assert "groups-over-both" not in {each.key for each in check(app.run()).button}
+    check(app.run())
     check(app.button(key="groups-over-both").click().run())
     (asked,) = started
     assert asked[:1] == ("training-data",) and "--over-evaluation" in asked

@@ -73,7 +73,9 @@ def test_without_any_result_it_says_what_would_be_learnt_and_how_long(
     assert "Nothing has been compared with a replay on this set yet" in said
     # How long depends on how busy the machine is, where a step is timed.
     time = r"(under 10 seconds|about a minute|about \d+ (seconds|minutes|hours))"
-    assert re.search(rf"Predicted: {time}, from (steps timed here|the times that were rec)", said)
+    assert re.search(
+        rf"Predicted: {time}, from (steps timed here|the recorded times|replays on this mach)", said
+    )
     assert "Verify by replay" in labels(app)
 
 

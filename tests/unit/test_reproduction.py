@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import stagelens
+from stagelens.compute.load import Load
 from stagelens.contracts import RunError
 from stagelens.effects.computing import attribute
+from stagelens.estimators.durations import TimedStage, keep_stages, note_replay, paces
 from stagelens.estimators.replay_check import check_replay
 from stagelens.estimators.reproduction import (
     STEPS,
@@ -117,6 +120,25 @@ def test_a_replay_that_ends_elsewhere_makes_estimates_unreliable(recorded: stage
     found = trusted(recorded, result).trust
     assert not is_trustworthy(found["first"]) and "from step 3 on" in found["first"].reason
     assert found["third"].trust == "exact"  # no estimate of it runs through the second stage
+
+
+def test_what_a_replay_took_here_is_what_the_next_ones_are_predicted_by(
+    recorded: stagelens.Run,
+) -> None:
+    before = paces(recorded)
+    assert before.source == "the recorded times"
+    began = time.perf_counter()
+    check_replay(recorded, recorded.stage("second"), lambda *_: None)
+    took = time.perf_counter() - began
+    after = paces(recorded)
+    assert 0 < (after.stages[1].seconds or 0.0) < took and after.busy >= 1
+    assert [s.seconds for s in after.stages[::2]] == [s.seconds for s in before.stages[::2]]
+    assert after.source == "replays on this machine and the recorded times"
+    # Steps that were timed stand: a machine that was asked for them knows more.
+    keep_stages(recorded, 0.1, {"second": TimedStage(seconds=7.0)})
+    note_replay(recorded, "second", Load(1.0, 1.0), twice=False)
+    assert paces(recorded).stages[1].seconds == 7.0
+    assert paces(recorded).source == "steps timed here"
 
 
 def test_a_deviation_where_it_was_recorded_is_not_laid_to_the_machine(

@@ -179,7 +179,7 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
         took = ""
         if seconds is not None:
             present = known.at_present(seconds, jobs.running())
-            took = f" Predicted: {numbers.predicted_time(present)}."
+            took = f" Predicted: {numbers.predicted_time(present)}, from {known.source}."
         components.text_block(
             f"What every step of {asked.stage} contributed to the {phrase(asked.behaviour)} of "
             f"{about}, and what every training example in it did: to first order, by one backward "

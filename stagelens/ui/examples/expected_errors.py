@@ -112,7 +112,7 @@ def offer(workspace: Workspace, asked: Asked, key: str) -> None:
         took = ""
         if seconds is not None:
             present = known.at_present(seconds, jobs.running())
-            took = f" Predicted: {numbers.predicted_time(present)}."
+            took = f" Predicted: {numbers.predicted_time(present)}, from {known.source}."
         components.text_block(
             f"By how much first order of {asked.stage} is expected to be off on the "
             f"{phrase(asked.behaviour)} of {asked.about}, a step later, more steps later, and for "

@@ -61,7 +61,8 @@ def _offer(workspace: Workspace, asked: Asked, key: str) -> None:
     took = ""
     if all(pace.seconds is not None for pace in later):
         seconds = STARTING + 2 * sum(pace.seconds or 0.0 for pace in later)
-        took = f" Predicted: {predicted_time(known.at_present(seconds, jobs.running()))}."
+        present = predicted_time(known.at_present(seconds, jobs.running()))
+        took = f" Predicted: {present}, from {known.source}."
     st.button(
         "Check first order",
         disabled=settings.read_only(),

@@ -200,7 +200,8 @@ def _offer(workspace: Workspace, asked: Asked, wanted: Wanted) -> None:
         seconds = selection_seconds(wanted, later)
         took = ""
         if seconds is not None:
-            took = f" Predicted: {predicted_time(known.at_present(seconds, jobs.running()))}."
+            present = predicted_time(known.at_present(seconds, jobs.running()))
+            took = f" Predicted: {present}, from {known.source}."
         components.text_block(
             f"{cost(workspace.run, wanted)}{took} Replays are kept one by one, so that work that "
             "was cancelled goes on where it stopped."

@@ -22,6 +22,7 @@ from stagelens.analyses.without_data.first_order import first_order_of_groups
 from stagelens.derivatives.curvature_kinds import USUAL, Curvature
 from stagelens.estimators.durations import paces
 from stagelens.report.provenance import FIRST_ORDER
+from stagelens.runs.sets.folds import folds
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.pinning import About
@@ -162,6 +163,9 @@ def _load(path: str, stamp: int) -> Parts | None:
 def _offer_both(workspace: Workspace, asked: Asked, by: str, curvature: Curvature) -> None:
     """The way to intervals over evaluation examples too, where a mean is asked about."""
     if len(asked.ids) < FEWEST or settings.read_only() or impossible(workspace, asked):
+        return
+    # Counted as the command counts them: examples of one source are in one part.
+    if len(folds(workspace.examples, asked.ids, FEWEST)) < FEWEST:
         return
     arguments = (
         *("training-data", *workspace.at.words, "--stage", asked.stage, "--by", by),

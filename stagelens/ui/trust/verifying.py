@@ -166,9 +166,8 @@ def _prediction(workspace: Workspace, chosen: tuple[str, ...]) -> None:
     if seconds is None:
         text = "How long it takes is not known: the recording has no timings."
     else:
-        source = "the times that were recorded" if known.taken is None else "steps timed here"
         present = numbers.predicted_time(known.of_a_job(seconds, jobs.running()))
-        text = f"Predicted: {present}, from {source} and how busy this machine is now."
+        text = f"Predicted: {present}, from {known.source} and how busy this machine is now."
     if REPLAY in stored and len(stored[REPLAY].stages) == len(workspace.stages):
         text += " The replay itself is stored already."
     components.text_block(text, muted=True)
