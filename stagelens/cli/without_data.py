@@ -17,10 +17,11 @@ from stagelens.analyses.without_data.chosen import (
     by_slice,
     columns_of,
     listed,
+    one_line,
     read_ids,
     save_slice,
 )
-from stagelens.analyses.without_data.sentences import how, mean_effect, sentence, title
+from stagelens.analyses.without_data.sentences import how, mean_effect, named, sentence
 from stagelens.analyses.without_data.stored import WithoutData
 from stagelens.contracts import ACCURACY, Behaviour, ProgressCallback, StageLensError
 from stagelens.estimators.stage_trust import REPLAY
@@ -138,6 +139,14 @@ def without_data(
     ids: IdsOption = None,
     example: ExampleOption = None,
     slice_name: SliceOption = None,
+    words: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="With --ids or --example: which examples these are, to follow their number where "
+            'the result is shown: "with label 3".',
+        ),
+    ] = "",
     divisor: Annotated[
         str,
         typer.Option(
@@ -173,6 +182,8 @@ def without_data(
             "say which training examples are left out by one of --where, --ids, --example and "
             "--slice"
         )
+    if words and ids is None and not example:
+        raise StageLensError("--words needs --ids or --example; a filter and a slice say their own")
     if divisor not in DIVISORS:
         raise StageLensError(f"there is no divisor {divisor!r}; give {' or '.join(DIVISORS)}")
     own: Divisor = "kept" if divisor == "kept" else "rest"
@@ -181,7 +192,7 @@ def without_data(
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
         rows = listed(opened, opened.stage(stage), _first(report))
-        chosen = _chosen(opened, rows, where, ids, example, slice_name)
+        chosen = _chosen(opened, rows, where, ids, example, slice_name, words)
         from stagelens.analyses.without_data import computing
 
         settings = chosen_settings(budget, exact_stages)
@@ -205,20 +216,20 @@ def _chosen(
     ids: Path | None,
     example: list[str] | None,
     slice_name: str | None,
+    words: str,
 ) -> Chosen:
     if where is not None:
         return by_filter(rows, where)
     if slice_name is not None:
         return by_slice(run, run.stage(rows.facts.stage), rows, slice_name)
-    return by_ids(rows, (example or []) if ids is None else read_ids(ids))
+    return by_ids(rows, (example or []) if ids is None else read_ids(ids), one_line(words))
 
 
 def _print(found: WithoutData) -> None:
     facts = found.facts
     count = found.table["example_id"].nunique()
     printed = Table(
-        title=f"Mean effect of {title(found.chosen)} of {facts.stage} on {facts.set_name} "
-        f"({count:,} examples)"
+        title=f"Mean effect of {named(found.chosen)} on {facts.set_name} ({count:,} examples)"
     )
     printed.add_column("behaviour")
     for name in ("effect", "trust"):

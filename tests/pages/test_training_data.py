@@ -227,12 +227,13 @@ def test_a_replay_without_examples_is_started_and_what_it_gave_is_said(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
         check(app.button(key="without-list").click().run())
-    ((command, _, _, stage, *rest, file),) = started
+    ((command, _, _, stage, *rest, file, _, said),) = started
     assert (command, stage) == ("without-data", "mislabelled")
     assert rest == ["--set", "mixed-up", "--divisor", "rest", "--ids"]
+    assert said == "that hurt example clean-044 most"
     ids = Path(file).read_text().split("\n")
     assert len(ids) == 20 and ids[0] == app.dataframe[0].value["id"].iloc[0]
-    found = without_data(open_run(path), "mixed-up", Chosen("mislabelled", tuple(ids)))
+    found = without_data(open_run(path), "mixed-up", Chosen("mislabelled", tuple(ids), said))
     rows = found.table[found.table["example_id"] == ASKED]
     assert set(rows["prediction_without"]) == {"4"}
     said = words(_page(open_page, path))
@@ -244,7 +245,7 @@ def test_a_replay_without_examples_is_started_and_what_it_gave_is_said(
     assert "without-list" not in {each.key for each in app.run().button}
     # It is told beside the stages too, of the same examples as these.
     over = words(check(open_page(path.parent, "run=digits&set=mixed-up&measure=margin", "app.py")))
-    assert "Without 20 examples of mislabelled, the mean margin on " in over
+    assert "Without 20 examples of mislabelled that hurt example clean-044 most, the mean " in over
     assert "not a new training without them" in over
 
 

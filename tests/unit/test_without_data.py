@@ -26,6 +26,7 @@ from stagelens.analyses.without_data.chosen import (
     by_slice,
     listed,
     load_listed,
+    one_line,
     read_ids,
     save_slice,
 )
@@ -36,6 +37,7 @@ from stagelens.analyses.without_data.sentences import (
     how,
     mean_effect,
     missed,
+    named,
     sentence,
     title,
 )
@@ -185,6 +187,11 @@ def test_sentences_say_how_many_which_and_how(run: Run, rows: TrainingRows) -> N
     assert "right" not in answers(numbers, frozenset(found.table["example_id"]), "image")
     assert title(Chosen("s", ("0-0",) * 212, "with source=forum")) == "212 forum examples"
     assert title(Chosen("s", ("0-0",))) == "1 example"
+    worst = Chosen("sft", ("0-0", "0-1"), "that hurt example x most")
+    assert named(worst) == "2 examples of sft that hurt example x most"
+    assert named(Chosen("sft", ("0-0", "0-1"), "of slice odd")) == "2 examples of slice odd of sft"
+    assert one_line("with label <b>\x1b[31m\n3\u202e") == "with label <b> [31m 3"
+    assert len(one_line("long " * 99)) == 120
     margin = found.behaviours["margin"]
     assert missed(-0.59, -7.37, margin) == (
         "First order was off by 6.78, 92 % of what the replay gave."
@@ -263,6 +270,17 @@ def test_the_command_lists_examples_and_leaves_some_out(
     assert "examples of slice fours" in again.out  # the same question, asked first as a slice
     wrong = command(*given, "--where", "label=4", "--slice", "fours")
     assert wrong.status == 1 and "one of --where, --ids, --example and --slice" in wrong.err
+    some = ("--example", "0-3", "--words", "with label\n3")
+    assert "1 example of mislabelled with label 3" in command(*given, *some).out
+    opened = stagelens.open_run(copied)
+    (kept,) = [
+        facts.words
+        for facts in stored_without_data(opened, opened.evaluation_set("mixed-up")).values()
+        if facts.ids == ("0-3",)
+    ]
+    assert kept == "with label 3"
+    wrong = command(*given, "--where", "label=4", "--words", "odd")
+    assert wrong.status == 1 and "--words needs --ids or --example" in wrong.err
     wrong = command(*given, "--where", "label=4", "--divisor", "none")
     assert wrong.status == 1 and "no divisor 'none'; give rest or kept" in wrong.err
 

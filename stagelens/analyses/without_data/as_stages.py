@@ -17,7 +17,7 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.sentences import Sentence, mean_sentence
 
 from .chosen import DIVISORS
-from .sentences import title
+from .sentences import named
 from .stored import WithoutData, read_without_data, stored_without_data
 
 MOST = 12
@@ -105,7 +105,7 @@ def _names(found: list[WithoutData]) -> list[str]:
     for one in found:
         divisor = "" if one.facts.divisor == "rest" else f" ({DIVISORS[one.facts.divisor]})"
         how = "" if one.facts.estimator == "replay" else f" by {one.facts.estimator}"
-        names.append(f"{title(one.chosen)} of {one.facts.stage}{divisor}{how}")
+        names.append(f"{named(one.chosen)}{divisor}{how}")
     times, seen = Counter(names), Counter[str]()
     told = []
     for name, one in zip(names, found, strict=True):

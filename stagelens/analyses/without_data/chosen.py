@@ -34,6 +34,8 @@ DRAWN = (
 )
 """What is said wherever such a number is shown."""
 
+_LONGEST = 120
+"""Characters that words of a choice may have."""
 _ASKED = ("example_id", "label", "content", "step", "position", "uses")
 
 
@@ -44,8 +46,8 @@ class Chosen:
     Attributes:
         stage: Its name.
         ids: Of the examples, in the order in which they were first seen.
-        words: Which they are, to follow a number of examples: ``with source=forum``; empty where
-            they are named one by one.
+        words: Which they are, to follow a number of examples: ``with source=forum``, ``that hurt
+            example clean-044 most``; empty where they are named one by one.
     """
 
     stage: str
@@ -55,6 +57,12 @@ class Chosen:
     def left_out(self, divisor: Divisor) -> LeftOutRows:
         """As what is left out."""
         return LeftOutRows(self.stage, self.ids, divisor)
+
+
+def one_line(words: str) -> str:
+    """Words that may hold values of data, printable and short, to be kept with a result."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in words).split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 def listed(run: Run, stage: Stage, progress: ProgressCallback = no_progress) -> TrainingRows:

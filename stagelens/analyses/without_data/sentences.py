@@ -28,15 +28,28 @@ _ONE_VALUE = re.compile(r"with ([\w-]+)=([\w-]+)")
 
 def title(chosen: Chosen) -> str:
     """``212 forum examples``: how many, and which."""
-    plain = _ONE_VALUE.fullmatch(chosen.words)
-    if plain is None:
-        return f"{count_text(len(chosen.ids))} {chosen.words}".rstrip()
-    column, value = plain.groups()
-    if column == "label":
-        return f"{count_text(len(chosen.ids))} labelled {value}"
-    if column in ("source", "group"):
-        return count_text(len(chosen.ids), f"{value} example")
-    return f"{count_text(len(chosen.ids))} {chosen.words}"
+    return "".join(_around(chosen))
+
+
+def named(chosen: Chosen) -> str:
+    """The same with their stage: ``20 examples of sft that hurt the mean of 64 examples most``."""
+    before, after = _around(chosen)
+    return f"{before} of {chosen.stage}{after}"
+
+
+def _around(chosen: Chosen) -> tuple[str, str]:
+    """What stands before the stage's name and after it."""
+    count, words = count_text(len(chosen.ids)), chosen.words
+    plain = _ONE_VALUE.fullmatch(words)
+    if plain is not None:
+        column, value = plain.groups()
+        if column == "label":
+            return f"{count} labelled {value}", ""
+        if column in ("source", "group"):
+            return count_text(len(chosen.ids), f"{value} example"), ""
+    if words.startswith("of "):
+        return f"{count} {words}", ""
+    return count, f" {words}".rstrip()
 
 
 def sentence(
@@ -51,7 +64,8 @@ def sentence(
     """
     trust = found.facts.trust
     effect = mean_effect(found, behaviour, ids)
-    start = (Part(f"Without {title(found.chosen)} of "), Part(found.facts.stage, "stage"))
+    before, after = _around(found.chosen)
+    start = (Part(f"Without {before} of "), Part(found.facts.stage, "stage"), Part(after))
     if trust.trust == "refused" or not np.isfinite(effect):
         return Sentence((*start, Part(f": no number. {trust.reason}")), trust, behaviour.name)
     subject = phrase(behaviour)

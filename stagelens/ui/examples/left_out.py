@@ -12,7 +12,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from stagelens.analyses.contributions.contribution_table import Stored
 from stagelens.analyses.contributions.horizon_table import sentence as how_far
-from stagelens.analyses.without_data.chosen import DIVISORS, DRAWN, Chosen, Divisor
+from stagelens.analyses.without_data.chosen import DIVISORS, DRAWN, Chosen, Divisor, one_line
 from stagelens.analyses.without_data.first_order import first_order
 from stagelens.analyses.without_data.sentences import (
     DECIDES,
@@ -43,6 +43,7 @@ from stagelens.wording.trust_words import FIRST_ORDER, MARKS, trust_word
 
 from .contributions import Asked, show_tiles
 from .expected_errors import stored_horizons
+from .training_filters import Wanted
 
 FIRST = 20
 """Examples of a list that are left out unless somebody asks for another number."""
@@ -72,7 +73,7 @@ def of_the_list(
     workspace: Workspace,
     asked: Asked,
     chosen: pd.DataFrame,
-    words: str,
+    wanted: Wanted,
     found: Stored | None,
 ) -> tuple[str, ...]:
     """Leave out the first examples of a list, as many as are asked for.
@@ -81,7 +82,7 @@ def of_the_list(
         workspace: What is open.
         asked: Whose behaviour, and which stage.
         chosen: The list.
-        words: What was asked of it.
+        wanted: What was asked of it.
         found: What training examples contributed; None where that is not known.
 
     Returns:
@@ -101,11 +102,12 @@ def of_the_list(
             help="From the top, over all pages.",
         )
         ids = tuple(chosen["example_id"].head(int(count)))
-        every = int(count) == most
+        every, words = int(count) == most, wanted.words()
         said = count_text(len(ids), "training example")
         said = f"{said} {words}".strip() if every else f"the first {said} of the list"
         place = st.container()
-    what = left_out(found, Chosen(asked.stage, ids), said)
+    kept = ", ".join(filter(None, [words] if every else [wanted.first(asked.about), words]))
+    what = left_out(found, Chosen(asked.stage, ids, one_line(kept)), said)
     button_or_result(workspace, asked, what, "without-list", place)
     return ids
 
@@ -170,6 +172,8 @@ def button_or_result(
         *("without-data", *workspace.at.words, "--stage", asked.stage),
         *("--set", workspace.examples.name, "--divisor", what.divisor, *named),
     )
+    if file is not None and what.chosen is not None and what.chosen.words:
+        arguments = (*arguments, "--words", one_line(what.chosen.words))
     if job_progress.job_state(arguments, "Try again"):
         return
     (st.container() if place is None else place).button(

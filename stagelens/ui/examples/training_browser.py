@@ -79,7 +79,7 @@ def _browsed(workspace: Workspace, asked: Asked, loaded: Loaded) -> None:
         )
     listed: tuple[str, ...] = ()
     if not is_score(asked.behaviour):
-        listed = left_out.of_the_list(workspace, asked, chosen, wanted.words(), found)
+        listed = left_out.of_the_list(workspace, asked, chosen, wanted, found)
     if found is not None:
         training_groups.groups_of_a_stage(workspace, asked, frame, groups, listed, found)
 

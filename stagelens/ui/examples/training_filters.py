@@ -89,6 +89,17 @@ class Wanted:
             said.append(f"with “{self.search}”")
         return ", ".join(said)
 
+    def first(self, about: str) -> str:
+        """What the first of the list are, to follow a number of examples.
+
+        Args:
+            about: Whose behaviour they helped or hurt.
+        """
+        did = {HURT: "hurt", HELPED: "helped"}.get(self.sort)
+        if did is not None:
+            return f"that {did} {about} most"
+        return f"that come first by “{self.sort}”"
+
 
 def choose(loaded: Loaded, frame: pd.DataFrame, groups: dict[str, pd.Series], bad: bool) -> Wanted:
     """The controls in one row.

@@ -96,7 +96,7 @@ def _choose(
     rows = found.part("example", asked.stage)
     gains = gain(rows["value"], asked.behaviour)
     if kind == DIFFERS:
-        rows = rows[differs]
+        rows, words = rows[differs], "with labels that the final model does not answer"
     else:
         most = int((gains < 0 if kind == HURT else gains > 0).sum())
         if not most:
@@ -107,8 +107,9 @@ def _choose(
         )
         order = (gains if kind == HURT else -gains).sort_values(kind="stable")
         rows = rows.loc[order.index[: int(count)]]
+        words = f"that {'hurt' if kind == HURT else 'helped'} {asked.about} most"
     places = zip(rows["step"], rows["position"], strict=True)
-    return Chosen(asked.stage, tuple(f"{step}-{place}" for step, place in places)), None
+    return Chosen(asked.stage, tuple(f"{step}-{place}" for step, place in places), words), None
 
 
 def _by_filter(workspace: Workspace, asked: Asked) -> tuple[Chosen | None, str | None]:
