@@ -37,7 +37,7 @@ ABOUT = (
 )
 SHOWN = 12
 """Scores that a takeaway names."""
-DRAWN = ("low over redraws", "high over redraws")
+DRAWN = ("redraws low", "redraws high")
 NUMBERS = (CREDIT_OR_BLAME, "low", "high", *DRAWN, "final", "without the stage")
 """Columns of :func:`frame` with numbers of a score."""
 FORMAT = "%.2f"
@@ -147,7 +147,7 @@ def frame(rows: Sequence[ScoreRow]) -> pd.DataFrame:
         for each in row.means.to_dict("records"):
             interval = row.interval(each)
             low, high = (float("nan"),) * 2 if interval is None else interval.gains(kind)
-            drawn_low, drawn_high = row.over_draws(each)
+            drawn = row.over_draws(each)
             trust = row.trust.get(str(each["stage"]))
             lines.append(
                 {
@@ -161,16 +161,18 @@ def frame(rows: Sequence[ScoreRow]) -> pd.DataFrame:
                     CREDIT_OR_BLAME: scaled(each["gain"], kind),
                     "low": scaled(low, kind),
                     "high": scaled(high, kind),
-                    "low over redraws": scaled(drawn_low, kind),
-                    "high over redraws": scaled(drawn_high, kind),
+                    **dict(zip(DRAWN, (scaled(one, kind) for one in drawn), strict=True)),
+                    "trust": "" if trust is None else trust_word(trust, kind.name),
                     "unit": axis_unit(kind),
                     "estimator": row.estimate,
-                    "trust": "" if trust is None else trust_word(trust, kind.name),
                 }
             )
     made = pd.DataFrame(lines)
-    # Without draws of the recipe, two columns of nothing would stand there.
-    return made.drop(columns=list(DRAWN)) if made[list(DRAWN)].isna().all(None) else made
+    # Columns that say nothing of a row take room from those that do: without draws of the recipe,
+    # and where all is of one set, or by one estimator, which what stands around the table says.
+    idle = [name for name in ("set", "estimator") if made[name].nunique() == 1]
+    idle += list(DRAWN) if made[list(DRAWN)].isna().to_numpy().all() else []
+    return made.drop(columns=idle)
 
 
 def known_of(rows: Sequence[ScoreRow]) -> tuple[list[StageTrust], list[str]]:

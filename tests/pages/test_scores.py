@@ -125,6 +125,8 @@ def test_trust_says_what_is_known_of_scores(open_page, answered: Path) -> None:
     assert "what another one would do to contains is not known" in said
     shown = next(e.value for e in app.dataframe if CREDIT_OR_BLAME in e.value)
     assert shown["stage"].tolist() == list(STAGES) and set(shown["trust"]) == {"exact"}
+    # All is of one set, by one estimator.
+    assert shown.columns.intersection(["set", "estimator"]).empty
     kappa = next(e.value for e in app.dataframe if "kappa" in e.value)
     assert set(kappa["first"]) | set(kappa["second"]) >= {"contains", SE.removeprefix("score:")}
     # Another behaviour leaves room for all of them.

@@ -63,7 +63,7 @@ def _row(workspace: Workspace, name: str) -> ScoreRow | None:
 
 def _table(workspace: Workspace, rows: list[ScoreRow]) -> None:
     at, set_name = workspace.at, workspace.examples.name
-    table = frame(rows).drop(columns=["set", "prompts"])
+    table = frame(rows).drop(columns="prompts")
     # What the page is about comes first, where all do not fit.
     first = ["score", "stage", CREDIT_OR_BLAME, "low", "high", "trust"]
     table = table[[*first, *table.columns.difference(first, sort=False)]]
