@@ -74,8 +74,14 @@ def test_what_was_chosen_is_found_again_with_its_proof_and_its_files(
     assert len(table) == 6 and set(table["on"]) == {"loss", "accuracy"}
     assert "No row numbers: the rows of stage 'adapt' in a data set are not known" in said
     assert "train-next" not in {each.key for each in app.button}
+    # What was chosen last is shown when the page is opened again, with its settings.
+    again = _page(open_page, path)
+    assert again.selectbox(key="next-draws").value == 4
+    assert again.selectbox(key="next-keep").value == 0.25
+    assert f"{size} of {of} training examples of adapt kept" in words(again)
+    assert "Chosen examples as CSV" in {each.proto.label for each in again.get("download_button")}
     # Another question is offered, and what was chosen before stands below it.
-    other = _page(open_page, path)
+    other = _page(open_page, path, "&next-keep=50+%25&next-draws=8")
     assert "Choose and prove by replay" in labels(other)
     before = next(each.value for each in other.dataframe if "chosen" in each.value)
     assert before["kept"].tolist() == [f"{size} of {of}"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.analyses.contributions.contribution_table import Question, asked_digest
 from stagelens.analyses.selection.durations import selection_seconds
 from stagelens.analyses.selection.outcomes import (
     PROOF,
@@ -110,6 +110,7 @@ def _choose(
 ) -> Wanted:
     """The controls."""
     targets = _targets(workspace)
+    horizons = usual_horizons(workspace.run.stage(stage).steps)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         target = st.selectbox(
             "Target",
@@ -128,19 +129,24 @@ def _choose(
             bind="query-params",
             width=190,
         )
+        set_name, question = targets[target]
+        # What was computed last is what a page that is opened again shows, and not an empty offer.
+        last = _last(workspace, stage, set_name, question, behaviour, horizons)
+        shares = sorted({*_SHARES, last.keep})
         keep = st.selectbox(
             "Keep",
-            _SHARES,
-            index=_SHARES.index(0.5),
+            shares,
+            index=shares.index(last.keep),
             format_func=lambda share: f"{100 * share:.0f} %",
             key="next-keep",
             bind="query-params",
             width=100,
         )
+        every = sorted({*_DRAWS, last.draws})
         draws = st.selectbox(
             "Draws of the proof",
-            _DRAWS,
-            index=_DRAWS.index(PROOF),
+            every,
+            index=every.index(last.draws),
             key="next-draws",
             bind="query-params",
             width=130,
@@ -149,22 +155,49 @@ def _choose(
         )
         distinct = compared and st.toggle(
             "One of those alike",
+            value=last.distinct,
             key="next-distinct",
             bind="query-params",
             help="Of examples that are nearly the same, keep only the best.",
         )
-    steps = workspace.run.stage(stage).steps
-    set_name, question = targets[target]
     return Wanted(
         stage=stage,
         set_name=set_name,
         question=question,
         behaviour=behaviour,
-        horizons=usual_horizons(steps),
+        horizons=horizons,
         keep=keep,
         distinct=distinct,
         draws=draws,
     )
+
+
+def _last(
+    workspace: Workspace,
+    stage: str,
+    set_name: str,
+    question: Question,
+    behaviour: str,
+    horizons: tuple[int, ...],
+) -> Wanted:
+    """What was asked last of a stage, a target and a behaviour with a proof; else the usual."""
+    usual = Wanted(
+        stage=stage,
+        set_name=set_name,
+        question=question,
+        behaviour=behaviour,
+        horizons=horizons,
+        draws=PROOF,
+    )
+    examples = workspace.run.evaluation_set(set_name)
+    ids = asked_digest(question.of(examples))
+    for path, facts in stored_outcomes(workspace.run, examples, stage).items():
+        asked, same = facts.wanted, ("behaviour", "horizons", "curvature")
+        alike = all(getattr(asked, name) == getattr(usual, name) for name in same)
+        alike = alike and asked_digest(asked.question.of(examples)) == ids
+        if alike and asked.draws and _stored(workspace, examples, path) is not None:
+            return asked
+    return usual
 
 
 def _targets(workspace: Workspace) -> dict[str, tuple[str, Question]]:
