@@ -242,6 +242,7 @@ def test_a_replay_without_examples_is_started_and_what_it_gave_is_said(
         "final model says 1 (wrong)." in said
     )
     assert "not a new training without them" in said
+    assert "Without 20 examples of mislabelled that hurt example clean-044 most, the " in said
     assert "without-list" not in {each.key for each in app.run().button}
     # It is told beside the stages too, of the same examples as these.
     over = words(check(open_page(path.parent, "run=digits&set=mixed-up&measure=margin", "app.py")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +158,10 @@ def button_or_result(
         place: Where the button itself stands; None for here, as its progress and result do.
     """
     found = None if what.chosen is None else _stored(workspace, what.chosen, what.divisor)
-    if found is not None:
+    if found is not None and what.chosen is not None:
+        if not found.facts.words:  # stored without: here it is known which they are
+            facts = found.facts.model_copy(update={"words": one_line(what.chosen.words)})
+            found = replace(found, facts=facts)
         _told(workspace, asked, found, what.estimate)
         return
     if what.estimate is not None and what.chosen is not None:
