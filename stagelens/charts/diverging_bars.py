@@ -21,6 +21,9 @@ FAINT = 0.4
 """Opacity of what is not to be relied on."""
 _WITHIN_NOISE = "≈ within training noise"
 SHORT_NOISE = "≈ within noise"
+_CAPTION, _NAME, _LONGEST, _TELEPHONE = 5.6, 6.3, 24, 320.0
+"""Pixels of a character below the axis and of one of a name, characters of a name that are shown at
+most, and pixels that both have on a telephone's screen."""
 BELOW = 0.32
 """How far below the middle of a bar, in rows, intervals are: just below its edge, so that they
 touch neither the number beside the middle nor each other's rows."""
@@ -176,7 +179,7 @@ def diverging(
         fixedrange=True,
         nticks=7,
     )
-    say_directions(figure, behaviour, unit, palette, -32, towards)
+    say_directions(figure, behaviour, unit, palette, -32, towards, max(map(len, stages), default=0))
     return figure
 
 
@@ -203,8 +206,11 @@ def say_directions(
     palette: Palette,
     shift: int,
     towards: str | None = None,
+    names: int = 0,
 ) -> None:
     """Say below the axis which side is worse and which is better; better is to the right.
+
+    Both in one line, or in two where a telephone has no room for both beside the names.
 
     Args:
         figure: Changed in place.
@@ -213,10 +219,15 @@ def say_directions(
         palette: Light or dark.
         shift: Pixels from the plot's lower edge, negative downwards.
         towards: As :func:`direction_texts` takes it.
+        names: Characters of the longest name beside the plot.
     """
     shown = None if towards is None else escaped(towards, 24)
     left, right = direction_texts(behaviour, unit, shown)
-    for text, x, anchor in ((left, 0, "left"), (right, 1, "right")):
+    crowded = _CAPTION * (len(left) + len(right)) + _NAME * min(names, _LONGEST) > _TELEPHONE
+    if crowded:
+        room = {"b": figure.layout.margin.b + 8}
+        figure.update_layout(height=figure.layout.height + 8, margin=room)
+    for text, x, anchor, down in ((left, 0, "left", 0), (right, 1, "right", 15 * crowded)):
         figure.add_annotation(
             text=text,
             x=x,
@@ -225,7 +236,7 @@ def say_directions(
             y=0,
             yref="paper",
             yanchor="top",
-            yshift=shift,
+            yshift=shift + 4 * crowded - down,
             showarrow=False,
             font={"color": palette.muted, "size": 13},
         )

@@ -28,6 +28,12 @@ _LARGEST_GROWTH = 1.75
 margin, and the longest good one had 1.5. Shorter ones can be wrong too: only a replay can tell."""
 
 
+_OTHER_CURVATURE = (
+    "; second derivatives are not the exact ones, so what is called the neglected second-order "
+    "term here also holds what that leaves out to first order"
+)
+
+
 class _Unrolled(Estimator):
     """final - derivative, in the weights and the floating buffers.
 
@@ -55,6 +61,8 @@ class _Unrolled(Estimator):
     ) -> None:
         self._dtype, self._curvature = dtype, curvature
         self._neglected = neglected
+        if curvature != "exact":
+            self._sentence += _OTHER_CURVATURE
         # Defaults are left out: spelled out or not, they share one cache key and one table.
         self.settings = {
             key: value

@@ -125,6 +125,7 @@ def test_the_trust_page_shows_every_kind_of_draw_with_its_spread(open_page, draw
     write_draws(open_run(drawn), "test", [0.9, 1.0, 1.1], "given earlier")
     app = check(open_page(drawn.parent, "run=digits", TRUST))
     said = words(app)
+    assert "The table is of all images." in said
     assert "5 redraws of this recipe: batches drawn with replacement" in said
     assert "3 redraws given the earlier stages as recorded: batches in other orders" in said
     assert "the weights that the first stage began from are those recorded" in said

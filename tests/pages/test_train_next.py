@@ -71,6 +71,8 @@ def test_what_was_chosen_is_found_again_with_its_proof_and_its_files(
     assert f"By replay, with the chosen {size} the loss is " in said
     assert all(f"{part}" in said for part in (f"all {of}", f"random {size}", f"the worst {size}"))
     table = next(each.value for each in app.dataframe if "chosen against" in each.value)
+    every = [each for each in app.button if str(each.key).startswith("pin-to-train-next")]
+    assert len({each.label for each in every}) == len(every) >= 3
     assert len(table) == 6 and set(table["on"]) == {"loss", "accuracy"}
     assert "No row numbers: the rows of stage 'adapt' in a data set are not known" in said
     assert "train-next" not in {each.key for each in app.button}

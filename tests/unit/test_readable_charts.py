@@ -39,6 +39,17 @@ def test_intervals_and_net_marks_stand_below_the_numbers_and_within_their_row() 
     assert whiskers and all((trace.y[0] % 1) == pytest.approx(BELOW) for trace in whiskers)
 
 
+@pytest.mark.parametrize(("stage", "lines"), [("shortcut", 1), ("31 examples of shortcut", 2)])
+def test_beside_long_names_directions_stand_in_two_lines(stage: str, lines: int) -> None:
+    effects = pd.DataFrame({"stage": [stage], "effect": [1.0], "error": 0.2, "final": 1.0})
+    figure = charts.example_effects(effects, ACCURACY, {}).figure
+    said = [each for each in figure.layout.annotations if "←" in each.text or "→" in each.text]
+    places = sorted(each.yshift for each in said)
+    assert len(said) == 2 and len(set(places)) == lines
+    assert lines == 1 or places[1] - places[0] >= TEXT  # no line lies on the other
+    assert places[0] - 1.5 * TEXT >= -figure.layout.margin.b  # with the room around its letters
+
+
 def test_accuracies_of_neighbouring_groups_do_not_meet() -> None:
     for models in (["final model", "edited"], ["final model", "edited", "replay"]):
         rows = pd.DataFrame(

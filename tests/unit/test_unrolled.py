@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import Refused, no_progress
+from stagelens.derivatives.curvature_kinds import Curvature
 from stagelens.derivatives.forward_mode import Reading, final_tangents
 from stagelens.derivatives.trajectory import DerivativeOptions
 from stagelens.estimators.counterfactuals import counterfactuals
@@ -232,6 +233,16 @@ def test_gauss_newton_is_exact_on_a_linear_model_and_only_there(tmp_path: Path) 
         errors[network] = relative_error(other, exact)
     assert errors["linear"] < 1e-12
     assert 1e-4 < errors["cnn"] < 1
+
+
+@pytest.mark.parametrize(("curvature", "told"), [("exact", False), ("gauss-newton", True)])
+def test_with_other_curvature_the_neglected_term_is_said_to_hold_its_error_too(
+    tmp_path: Path, curvature: Curvature, told: bool
+) -> None:
+    phases = [Phase(name, OPTIMIZERS["momentum"]) for name in ("one", "two")]
+    run = record(tmp_path / "run", "linear", phases)
+    (found,) = UnrolledScale(curvature=curvature).counterfactuals(run, run.stages[:1], no_progress)
+    assert ("also holds what that leaves out to first order" in found.trust.reason) == told
 
 
 def test_plain_sgd_is_what_the_mismatch_computes(tmp_path: Path) -> None:

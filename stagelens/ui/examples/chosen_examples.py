@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 import streamlit as st
@@ -55,9 +56,9 @@ def shown(workspace: Workspace, outcome: Outcome) -> None:
             drawing.chart(trained_rows, rows, kind),
             "train-next-bars",
             lambda: drawing.chart(trained_bars, rows, kind, EITHER),
-            about,
+            replace(about, title=f"{about.title}: by what was trained on"),
         )
-        _differences(outcome, known, about)
+        _differences(outcome, known, replace(about, title=f"{about.title}: differences"))
     components.text_block(
         f"{facts.wanted.draws} draws of the order of batches, the same for all models of a draw, "
         f"measured on {facts.judged:,} examples of {facts.wanted.set_name} that had no part in the "
@@ -137,7 +138,7 @@ def _curve(outcome: Outcome, about: About) -> None:
     )
     best = outcome.facts.ranking.horizon
     chart: Chart = drawing.chart(horizon_curve, rows, best, outcome.behaviour, EITHER)
-    components.show(chart, "train-next-horizons", about)
+    components.show(chart, "train-next-horizons", replace(about, title=f"{about.title}: horizons"))
     components.text_block(
         "Each horizon's choice was replayed in two draws and judged by the examples that chose. A "
         "short one sees little but the next step; where first order breaks down, a long one says "

@@ -255,7 +255,7 @@ def _list(
         height="content",
         on_select="rerun",
         selection_mode=("single-row", "single-cell"),
-        column_config=_columns(asked, loaded, unit),
+        column_config=_columns(workspace, asked, loaded, unit),
     )
     return state.trained_on(set(loaded.frame["example_id"]))
 
@@ -342,16 +342,13 @@ def _link(shown: bytes | None) -> str | None:
     return f"data:image/png;base64,{base64.b64encode(shown).decode()}"
 
 
-def _columns(asked: Asked, loaded: Loaded, unit: str) -> dict[str, object]:
+def _columns(workspace: Workspace, asked: Asked, loaded: Loaded, unit: str) -> dict[str, object]:
     config = st.column_config
     answers = loaded.data.answers
-    over = (
-        ""
-        if answers is None
-        else ", ".join(
-            f"{stage} {step:,}" if step else f"before {stage}" for stage, step in answers.moments
-        )
-    )
+    moments = () if answers is None else answers.moments
+    over = ", ".join(f"{stage} {step:,}" if step else f"before {stage}" for stage, step in moments)
+    tokens = workspace.continues_text  # of an answer of many words, the first alone is known
+    final, lacking = ("next token", "next token ") if tokens else ("final answer", "")
     columns: dict[str, object] = {
         "input": config.ImageColumn("image", width=50, pinned=True),
         "text": config.TextColumn("text", width=320),
@@ -362,9 +359,9 @@ def _columns(asked: Asked, loaded: Loaded, unit: str) -> dict[str, object]:
             help=f"To the {phrase(asked.behaviour)}{f', in {unit}' if unit else ''}, over all "
             "uses, to first order: ▲ helped, ▼ hurt.",
         ),
-        "answer": config.TextColumn("final answer", help="≠: not the label it was trained on."),
+        "answer": config.TextColumn(final, help="≠: not the label it was trained on."),
         "without": config.TextColumn(
-            f"without {short(asked.stage, 20)}",
+            f"{lacking}without {short(asked.stage, 20)}",
             help="What the model without the stage answers, which never saw this label in it.",
         ),
         "own loss": config.LineChartColumn(

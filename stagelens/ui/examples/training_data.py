@@ -162,7 +162,7 @@ def _card(
         lines.append(f"{'≠ ' if differs else ''}{answer}")
     if isinstance(row["before"], str):
         before = components.shown(short(row["before"], 40))
-        lines.append(f"<span style='opacity:.75'>before the stage <bdi>{before}</bdi></span>")
+        lines.append(f"<span style='opacity:.75'>model before the stage <bdi>{before}</bdi></span>")
     if isinstance(row["other_labels"], str):
         others = components.shown(short(row["other_labels"], 60))
         lines.append(f"≠ also with label <b><bdi>{others}</bdi></b>")

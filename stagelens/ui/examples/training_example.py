@@ -77,9 +77,9 @@ def _facts(asked: Asked, data: tables.TrainingData, row: pd.Series) -> str:
     if pd.notna(row["other_labels"]):
         said.append(f"The same input is there with the label {row['other_labels']} too.")
     if data.answers is not None:
-        told = [f"final model {row['answer']}", f"before the stage {row['before']}"]
+        told = [f"final model {row['answer']}", f"model before the stage {row['before']}"]
         if pd.notna(row["without"]):
-            told.append(f"without the stage {row['without']}")
+            told.append(f"model without the stage {row['without']}")
         said.append(f"Answers: {', '.join(told)}.")
     if SUSPECT in row and pd.notna(row[SUSPECT]):
         said.append(f"Its label is doubted by {row[SUSPECT]}.")

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import streamlit as st
 
+OPEN = "show-"
+"""How query parameters begin that say what is open."""
+
 
 def when_opened(name: str, label: str, body: Callable[[], None], folded: bool = True) -> None:
     """Draw a part of a page below a line that opens it, and nothing of it before.
@@ -23,7 +26,7 @@ def when_opened(name: str, label: str, body: Callable[[], None], folded: bool = 
     if not folded:
         body()
         return
-    place = st.expander(label, key=f"show-{name}", bind="query-params")
+    place = st.expander(label, key=f"{OPEN}{name}", bind="query-params")
     if place.open:
         with place:
             body()

@@ -30,6 +30,7 @@ from stagelens.wording.sentences import Sentence
 
 from . import state
 from .escaping import plain, shown
+from .folding import OPEN
 
 STYLE = (
     '<style>[class*="st-key-pinnable-"]{position:relative}'
@@ -296,7 +297,9 @@ def _rows(frame: pd.DataFrame, config: Mapping[str, Any]) -> Rows:
 
 
 def _filters(query: Mapping[str, str]) -> dict[str, str]:
-    return {_FILTERS.get(name, name): value for name, value in query.items() if name not in _WHERE}
+    # What is folded open is no filter either.
+    own = {name: value for name, value in query.items() if not name.startswith(OPEN)}
+    return {_FILTERS.get(name, name): value for name, value in own.items() if name not in _WHERE}
 
 
 def _view(draft: Draft) -> FindingView:

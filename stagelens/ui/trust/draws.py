@@ -88,8 +88,11 @@ def in_place_of_orders(workspace: Workspace, view: TrustView) -> str:
 def _kind(workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnEffects) -> None:
     said = sentence(facts, found)
     few = found.count < FEWEST
+    about = f"all {workspace.noun}s" if view.only is None else f"the slice {view.only.name}"
     components.text_block(
-        f"{said[:1].upper()}{said[1:]}" + (f" Fewer than {FEWEST} give no interval." if few else "")
+        f"{said[:1].upper()}{said[1:]}"
+        + (f" Fewer than {FEWEST} give no interval." if few else "")
+        + f" The table is of {about}."
     )
     view = _as_asked(workspace, view, found)
     rows = _of_kind(workspace, view, facts, found)
@@ -114,8 +117,8 @@ def _kind(workspace: Workspace, view: TrustView, facts: DrawFacts, found: DrawnE
     components.table(
         rows,
         f"draws-{facts.kind}",
-        f"Stage effects on the {view.behaviour.name} over {found.words} {NAMES[found.kind]}, in "
-        f"{unit}.",
+        f"Stage effects on the {view.behaviour.name} of {about}, over {found.words} "
+        f"{NAMES[found.kind]}, in {unit}.",
         About(behaviour=view.behaviour.name),
         column_config={
             name: number(name, format=digits, help=f"{words} In {unit}.")
