@@ -72,7 +72,7 @@ def measure_coarse(
         return
     timed, load, found = dict(timings.stages), Load(), {}
     for stage in stages:
-        if stage.name in timed and stage.replayable:
+        if stage.name in timed and not stage.no_replay:
             progress(0.0, f"Timing coarse steps of stage {stage.name}")
             found[stage.name] = coarse_pass_seconds(run, stage, budget, load)
     for name, (ready, stepping) in found.items():

@@ -286,7 +286,7 @@ def test_the_answer_without_some_examples_stands_beside_first_order(
     app = check(open_page(path.parent, link, PAGE))
     said = words(app)
     assert "it is not a new training without them" in said
-    assert "To first order these 20 examples made for" in said
+    assert "To first order these 20 examples that hurt" in said
     rows = found.part("example", "mislabelled").nsmallest(20, "value")
     ids = {f"{step}-{place}" for step, place in zip(rows["step"], rows["position"], strict=True)}
     (button,) = [each for each in app.button if each.label.startswith("Replay without them")]

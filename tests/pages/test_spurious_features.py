@@ -180,7 +180,7 @@ def test_words_of_prompts_go_with_an_effect_on_a_score(open_page, judged: Path) 
     said = words(app)
     assert "the word barked" in said and "judge score" in said and "100 points" in said
     for part, told in (
-        ("Group+gaps", "The effects on a score by group are on the Overview"),
+        ("Group+gaps", "Effects on them by group are there, too"),
         ("Where+in+the+input", "an answer's score is no sum over those"),
     ):
         app = check(open_page(judged.parent, f"{link}&part={part}", PAGE))

@@ -11,6 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from stagelens.effects.results import load_result, save_result
+from stagelens.estimators import durations
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import open_run
 from stagelens.trust import noise
@@ -240,6 +241,8 @@ def test_a_new_estimator_is_offered_and_has_its_line_among_the_costs(
     open_page, demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy = register_toy(monkeypatch)
+    # As busy as when the demo was replayed, so that what it says of itself is what is shown.
+    monkeypatch.setattr(durations, "slowdown", lambda *_: durations.paces(open_run(demo)).busy)
     app = check(open_page(demo.parent, "run=digits", PAGE))
     assert re.search(rf"{toy}\s+not computed\s+1\.5 s", words(app))
     (offered,) = (each for each in app.button_group if each.label == "Estimators")

@@ -17,7 +17,7 @@ from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import Question, Stored
 from stagelens.analyses.contributions.first_order import contributions
 from stagelens.analyses.without_data.chosen import Chosen
-from stagelens.analyses.without_data.sentences import first_order
+from stagelens.analyses.without_data.first_order import first_order
 from stagelens.contracts import CARRIED, Example
 from stagelens.derivatives.loss_parts import Split
 from stagelens.estimators.without_rows import LeftOutRows, without_rows
