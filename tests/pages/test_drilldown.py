@@ -286,7 +286,8 @@ def test_the_answer_without_some_examples_stands_beside_first_order(
     app = check(open_page(path.parent, link, PAGE))
     said = words(app)
     assert "it is not a new training without them" in said
-    assert "To first order these 20 examples that hurt" in said
+    chosen = f"that hurt example {hurt} most"
+    assert f"To first order these 20 examples {chosen} made for" in said
     rows = found.part("example", "mislabelled").nsmallest(20, "value")
     ids = {f"{step}-{place}" for step, place in zip(rows["step"], rows["position"], strict=True)}
     (button,) = [each for each in app.button if each.label.startswith("Replay without them")]
@@ -296,14 +297,17 @@ def test_the_answer_without_some_examples_stands_beside_first_order(
     job = jobs.find(
         (
             *("without-data", str(path), "--stage", "mislabelled", "--set", "mixed-up"),
-            *("--divisor", "rest", "--ids", str(file)),
+            *("--divisor", "rest", "--ids", str(file), "--words", chosen),
         )
     )
     assert job is not None
     job._reaper.join(400)
     assert job.status().state == "done", job.log()
     said = words(check(app.run()))
-    assert "Without 20 examples of mislabelled, the margin would be" in said and "● exact" in said
+    assert (
+        f"Without 20 examples of mislabelled {chosen}, the margin would be" in said
+        and "● exact" in said
+    )
     assert f"120 of {found.part('example', 'mislabelled')['uses'].sum():,} uses" in said
     assert "Without 20 training examples of mislabelled the answer " in said
     # Other examples are another question; a filter is asked by its text.
