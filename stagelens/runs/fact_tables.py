@@ -190,6 +190,13 @@ def facts_of(path: Path, kind: type[Facts]) -> Facts | None:
         return None
 
 
+def facts_of_all(folder: Path, pattern: str, kind: type[Facts]) -> dict[Path, Facts]:
+    """Files that can be used, of those in a folder whose names match: to facts, latest first."""
+    files = sorted(folder.glob(pattern), key=lambda file: -file.stat().st_mtime_ns)
+    every = ((file, facts_of(file, kind)) for file in files)
+    return {file: facts for file, facts in every if facts is not None}
+
+
 def facts_in(schema: pa.Schema, kind: type[Facts]) -> Facts:
     """The facts in a file's schema.
 

@@ -38,7 +38,7 @@ from tests.benchmarks.group_agreement import (
     slope_between,
 )
 from tests.benchmarks.group_scores import WEIGHTS, adjoint_scores
-from tests.benchmarks.leave_some_out import BEHAVIOUR, QUESTIONS, Group, Replays
+from tests.benchmarks.leave_some_out import BEHAVIOUR, Group, asked_of
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
 
 NAMES = (
@@ -56,12 +56,8 @@ def measure_run(
 ) -> list[dict[str, object]]:
     """One line per kind of curvature and stage."""
     run = recorded(scenario, seed, options.cache)
-    examples = run.evaluation_set("test")
-    every = np.linspace(0, len(examples) - 1, QUESTIONS[scenario.data]).astype(int)
     # The questions of leave_some_out.py, of which some: the replays are the same.
-    asked = [examples.examples(int(k), int(k) + 1)[0] for k in every]
-    start = options.cache / f"leave-some-out-{scenario.name}-{seed}"
-    replays = Replays(run, seed, asked, start.with_name(f"{start.name}.jsonl"))
+    asked, replays, _ = asked_of(run, scenario, seed, options.cache)
     kept = np.arange(0, len(asked), max(1, len(asked) // options.questions))
     stages = [stage.name for stage in run.stages][-options.stages :]
     groups = {

@@ -267,17 +267,24 @@ def measured(
     }
 
 
+def asked_of(
+    run: Run, scenario: Scenario, seed: int, cache: Path
+) -> tuple[list[Example], Replays, Path]:
+    """The questions, evenly spaced in the set; their replays; and how names of files begin."""
+    examples = run.evaluation_set("test")
+    every = np.linspace(0, len(examples) - 1, QUESTIONS[scenario.data]).astype(int)
+    questions = [examples.examples(int(k), int(k) + 1)[0] for k in every]
+    start = cache / f"leave-some-out-{scenario.name}-{seed}"
+    # Not with_suffix: names of scenarios have points.
+    return questions, Replays(run, seed, questions, start.with_name(f"{start.name}.jsonl")), start
+
+
 def measure_run(
     scenario: Scenario, seed: int, options: argparse.Namespace
 ) -> list[dict[str, object]]:
     """All lines of one run, replaying what is not yet in its file."""
     run = recorded(scenario, seed, options.cache)
-    examples = run.evaluation_set("test")
-    every = np.linspace(0, len(examples) - 1, QUESTIONS[scenario.data]).astype(int)
-    questions = [examples.examples(int(k), int(k) + 1)[0] for k in every]
-    start = options.cache / f"leave-some-out-{scenario.name}-{seed}"
-    # Not with_suffix: names of scenarios have points.
-    replays = Replays(run, seed, questions, start.with_name(f"{start.name}.jsonl"))
+    questions, replays, start = asked_of(run, scenario, seed, options.cache)
     stages = [stage.name for stage in run.stages if stage.name in (options.stages or stage.name)]
     scores = {} if options.replays_only else all_scores(run, questions, seed, start)
     cells = [

@@ -34,7 +34,7 @@ from tests.benchmarks.group_agreement import (
     slope_between,
 )
 from tests.benchmarks.group_scores import WEIGHTS, adjoint_scores
-from tests.benchmarks.leave_some_out import BEHAVIOUR, QUESTIONS, Group, Replays
+from tests.benchmarks.leave_some_out import BEHAVIOUR, Group, asked_of
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
 
 RATES = {
@@ -57,11 +57,8 @@ def measure_run(
 ) -> list[dict[str, object]]:
     """One line per stage."""
     run = recorded(scenario, seed, options.cache)
-    examples = run.evaluation_set("test")
-    every = np.linspace(0, len(examples) - 1, QUESTIONS[scenario.data]).astype(int)
-    asked = [examples.examples(int(k), int(k) + 1)[0] for k in every]
-    start = options.cache / f"leave-some-out-{scenario.name}-{seed}"
-    replays = Replays(run, seed, asked, start.with_name(f"{start.name}.jsonl"))
+    # The questions of leave_some_out.py, of which some: the replays are the same.
+    asked, replays, _ = asked_of(run, scenario, seed, options.cache)
     kept = np.arange(0, len(asked), max(1, len(asked) // options.questions))
     try:
         scores = adjoint_scores(run, BEHAVIOUR, [asked[int(k)] for k in kept])[WEIGHTS].by_stage

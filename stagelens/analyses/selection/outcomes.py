@@ -248,13 +248,10 @@ def _proof(
 
 def stored_outcomes(run: Run, examples: EvaluationSet, stage: str) -> dict[Path, OutcomeFacts]:
     """File to facts of what is stored of a stage and a set, the latest first."""
-    folder = run.files.inside(_FOLDER)
-    files = sorted(folder.glob("outcome-*.parquet"), key=lambda file: -file.stat().st_mtime_ns)
-    every = ((file, fact_tables.facts_of(file, OutcomeFacts)) for file in files)
+    every = fact_tables.facts_of_all(run.files.inside(_FOLDER), "outcome-*.parquet", OutcomeFacts)
     return {
         file: facts
-        for file, facts in every
-        if facts is not None
-        and (facts.run_digest, facts.set_digest) == (run.digest, examples.digest)
+        for file, facts in every.items()
+        if (facts.run_digest, facts.set_digest) == (run.digest, examples.digest)
         and facts.wanted.stage == stage
     }

@@ -137,14 +137,11 @@ def read_without_data(path: Path) -> WithoutData | None:
 
 def stored_without_data(run: Run, examples: EvaluationSet) -> dict[Path, WithoutDataFacts]:
     """File to facts of what is stored of a set, by this recording, the latest first."""
-    folder = run.files.inside(_FOLDER)
-    files = sorted(folder.glob("*.parquet"), key=lambda file: -file.stat().st_mtime_ns)
-    every = ((file, fact_tables.facts_of(file, WithoutDataFacts)) for file in files)
+    every = fact_tables.facts_of_all(run.files.inside(_FOLDER), "*.parquet", WithoutDataFacts)
     return {
         file: facts
-        for file, facts in every
-        if facts is not None
-        and (facts.run_digest, facts.set_digest) == (run.digest, examples.digest)
+        for file, facts in every.items()
+        if (facts.run_digest, facts.set_digest) == (run.digest, examples.digest)
     }
 
 

@@ -25,8 +25,7 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress, state
 from stagelens.ui.reading.browse import Chosen, effect_column
 from stagelens.ui.reading.loaders import Effects
-from stagelens.ui.server import jobs, settings
-from stagelens.wording import numbers
+from stagelens.ui.server import settings
 from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.signs import gain_text, side
 from stagelens.wording.trust_words import FIRST_ORDER, MARKS, samples_sentence, trust_word
@@ -175,11 +174,7 @@ def _offer(workspace: Workspace, asked: Asked) -> None:
     with st.container(border=True):
         if job_progress.job_state(arguments, "Try again"):
             return
-        seconds = contributions_seconds(since)
-        took = ""
-        if seconds is not None:
-            present = known.at_present(seconds, jobs.running())
-            took = f" Predicted: {numbers.predicted_time(present)}, from {known.source}."
+        took = job_progress.predicted(known, contributions_seconds(since))
         components.text_block(
             f"What every step of {asked.stage} contributed to the {phrase(asked.behaviour)} of "
             f"{about}, and what every training example in it did: to first order, by one backward "

@@ -19,8 +19,7 @@ from stagelens.report.provenance import FIRST_ORDER
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing, job_progress
 from stagelens.ui.pieces.pinning import About
-from stagelens.ui.server import jobs, settings
-from stagelens.wording import numbers
+from stagelens.ui.server import settings
 from stagelens.wording.numbers import phrase
 
 from .contributions import Asked, impossible
@@ -108,11 +107,7 @@ def offer(workspace: Workspace, asked: Asked, key: str) -> None:
     with st.container(border=True):
         if job_progress.job_state(arguments, "Try again"):
             return
-        seconds = horizons_seconds(since)
-        took = ""
-        if seconds is not None:
-            present = known.at_present(seconds, jobs.running())
-            took = f" Predicted: {numbers.predicted_time(present)}, from {known.source}."
+        took = job_progress.predicted(known, horizons_seconds(since))
         components.text_block(
             f"By how much first order of {asked.stage} is expected to be off on the "
             f"{phrase(asked.behaviour)} of {asked.about}, a step later, more steps later, and for "

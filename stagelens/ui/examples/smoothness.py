@@ -9,8 +9,7 @@ from stagelens.analyses.smoothness.smoothness import Smoothness, load_smoothness
 from stagelens.estimators.durations import STARTING, paces
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress
-from stagelens.ui.server import jobs, settings
-from stagelens.wording.numbers import predicted_time
+from stagelens.ui.server import settings
 
 from . import expected_errors
 from .contributions import Asked
@@ -58,11 +57,10 @@ def _offer(workspace: Workspace, asked: Asked, key: str) -> None:
         return
     known = paces(workspace.run)
     later = known.stages[workspace.stages.index(asked.stage) :]
-    took = ""
+    seconds = None
     if all(pace.seconds is not None for pace in later):
         seconds = STARTING + 2 * sum(pace.seconds or 0.0 for pace in later)
-        present = predicted_time(known.at_present(seconds, jobs.running()))
-        took = f" Predicted: {present}, from {known.source}."
+    took = job_progress.predicted(known, seconds)
     st.button(
         "Check first order",
         disabled=settings.read_only(),

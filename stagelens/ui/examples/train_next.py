@@ -26,8 +26,8 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.pinning import About
-from stagelens.ui.server import jobs, settings
-from stagelens.wording.numbers import phrase, predicted_time, value_text
+from stagelens.ui.server import settings
+from stagelens.wording.numbers import phrase, value_text
 
 from . import chosen_examples
 from .contributions import Asked, no_sweep
@@ -230,11 +230,7 @@ def _offer(workspace: Workspace, asked: Asked, wanted: Wanted) -> None:
             return
         known = paces(workspace.run)
         later = known.stages[workspace.stages.index(wanted.stage) :]
-        seconds = selection_seconds(wanted, later)
-        took = ""
-        if seconds is not None:
-            present = predicted_time(known.at_present(seconds, jobs.running()))
-            took = f" Predicted: {present}, from {known.source}."
+        took = job_progress.predicted(known, selection_seconds(wanted, later))
         components.text_block(
             f"{cost(workspace.run, wanted)}{took} Replays are kept one by one, so that work that "
             "was cancelled goes on where it stopped."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -14,6 +15,9 @@ from stagelens.wording.numbers import predicted_time
 
 from .components import error_state, errors_told, text_block
 from .escaping import plain
+
+if TYPE_CHECKING:
+    from stagelens.estimators.durations import Paces
 
 GOES_ON = "You can close this page: it goes on, and the result will be here."
 """Jobs are the server's, and what they make is kept with the run."""
@@ -61,6 +65,19 @@ def job_state(
                 st.code(log, language=None, wrap_lines=True)
         st.button(again, on_click=jobs.forget, args=(tuple(arguments),), key=f"again-{arguments}")
     return False
+
+
+def predicted(known: Paces, seconds: float | None) -> str:
+    """`` Predicted: about 12 s, from steps timed here.``, beside what a button would do.
+
+    Args:
+        known: What ``seconds`` were predicted from.
+        seconds: On the machine as busy as it was then; empty where they are not known.
+    """
+    if seconds is None:
+        return ""
+    present = predicted_time(known.at_present(seconds, jobs.running()))
+    return f" Predicted: {present}, from {known.source}."
 
 
 def begin(arguments: tuple[str, ...], title: str) -> None:
