@@ -87,10 +87,11 @@ def export(workspace: Workspace, found: Findings, cover: Cover) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             for label, ending, mime, write, text in _KINDS:
                 made = partial(as_html, charts=drawn) if write is as_html else write
+                pictures = write is as_html and drawn == "static"
                 st.download_button(
                     label,
                     data=_writer(workspace, found, cover, bool(whole and measured), made),
-                    file_name=f"{workspace.run.name}-report.{ending}",
+                    file_name=f"{workspace.run.name}-report{'-pictures' * pictures}.{ending}",
                     mime=mime,
                     icon=":material/download:",
                     type="primary" if ending == "html" else "secondary",
