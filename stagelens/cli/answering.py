@@ -12,6 +12,7 @@ import typer
 from stagelens.contracts import Scorer, StageLensError
 from stagelens.measuring import scorers
 
+from .estimator_options import ModelsWithoutOption, OnlyStagesOption, StopOption
 from .given_data import DatasetOption
 from .options import (
     BudgetOption,
@@ -61,22 +62,11 @@ def answer(
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of the samples; each prompt has its own noise.")] = 0,
     temperature: Annotated[float, typer.Option(help="Of the samples.")] = 1.0,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(help="A text that ends an answer, \\n for a line's end; several times."),
-    ] = None,
-    estimator: Annotated[
-        str | None,
-        typer.Option(
-            help="How the models without a stage are obtained; by default replay where steps are "
-            "recorded, else task-vector."
-        ),
-    ] = None,
+    stop: StopOption = None,
+    estimator: ModelsWithoutOption = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
-    stage: Annotated[
-        list[str] | None, typer.Option(help="Only this stage; may be given several times.")
-    ] = None,
+    stage: OnlyStagesOption = None,
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,

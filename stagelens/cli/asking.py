@@ -14,6 +14,7 @@ from stagelens.contracts import StageLensError
 from stagelens.runs.files import atomic_path
 from stagelens.wording.trust_words import trust_word
 
+from .estimator_options import ModelsWithoutOption, OnlyStagesOption, StopOption
 from .given_data import DatasetOption
 from .options import (
     BudgetOption,
@@ -85,22 +86,11 @@ def ask(
         float, typer.Option(help="0 for the best token each time; else answers are sampled.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the samples; the same for all models.")] = 0,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(help="A text that ends an answer, \\n for a line's end; several times."),
-    ] = None,
-    estimator: Annotated[
-        str | None,
-        typer.Option(
-            help="How the models without a stage are obtained; by default replay where steps are "
-            "recorded, else task-vector."
-        ),
-    ] = None,
+    stop: StopOption = None,
+    estimator: ModelsWithoutOption = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
-    stage: Annotated[
-        list[str] | None, typer.Option(help="Only this stage; may be given several times.")
-    ] = None,
+    stage: OnlyStagesOption = None,
     leaf: LeafOption = None,
     task: TaskOption = None,
     objective: ObjectiveOption = None,

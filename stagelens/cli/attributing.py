@@ -32,6 +32,7 @@ from stagelens.trust.replay_plan import Left, replay_command
 from stagelens.trust.trust_columns import with_trust
 from stagelens.wording.numbers import measured_time
 
+from .estimator_options import OnlyStagesOption
 from .given_data import DatasetOption
 from .options import (
     BudgetOption,
@@ -76,9 +77,7 @@ def attribute(
     time: TimeOption = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
-    stage: Annotated[
-        list[str] | None, typer.Option(help="Only this stage; may be given several times.")
-    ] = None,
+    stage: OnlyStagesOption = None,
     set_name: SetOption = None,
     leaf: LeafOption = None,
     task: TaskOption = None,
@@ -211,9 +210,7 @@ def _times(run: Run, result: Result, clock: _Clock) -> list[str]:
 )
 def verify(
     run: RunFolder,
-    stage: Annotated[
-        list[str] | None, typer.Option(help="Only this stage; may be given several times.")
-    ] = None,
+    stage: OnlyStagesOption = None,
     set_name: SetOption = None,
     estimator: Annotated[
         list[str] | None,

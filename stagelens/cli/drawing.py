@@ -19,6 +19,7 @@ from stagelens.trust.drawn_coalitions import DrawnCoalitions
 from . import drawn_sharing
 from .drawn_sharing import DrawsCost
 from .drawn_tables import drawn_rows, print_drawn
+from .estimator_options import OnlyStagesOption
 from .given_data import DatasetOption
 from .options import (
     DeviceOption,
@@ -46,9 +47,7 @@ commands = typer.Typer()
 )
 def draws(
     run: RunFolder,
-    stage: Annotated[
-        list[str] | None, typer.Option(help="Only this stage; may be given several times.")
-    ] = None,
+    stage: OnlyStagesOption = None,
     set_names: Annotated[
         list[str] | None,
         typer.Option(

@@ -9,6 +9,7 @@ import typer
 
 from stagelens.contracts import StageLensError
 
+from .estimator_options import ModelsWithoutOption
 from .given_data import DatasetOption
 from .options import (
     BudgetOption,
@@ -55,13 +56,7 @@ def export(
         bool,
         typer.Option("--all", help="The final model, and those without each stage, if possible."),
     ] = False,
-    estimator: Annotated[
-        str | None,
-        typer.Option(
-            help="How models without a stage are obtained; by default replay where steps are "
-            "recorded, else task-vector."
-        ),
-    ] = None,
+    estimator: ModelsWithoutOption = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
     leaf: LeafOption = None,

@@ -27,6 +27,7 @@ from stagelens.wording.numbers import axis_unit, count_text, signed_text
 from stagelens.wording.sentences import Part, slice_parts
 from stagelens.wording.trust_words import percent, trust_label
 
+from .estimator_options import CounterfactualOption
 from .options import (
     BudgetOption,
     DeviceOption,
@@ -70,13 +71,7 @@ def network(
             "that have all of them.",
         ),
     ] = None,
-    estimator: Annotated[
-        str | None,
-        typer.Option(
-            help="How the counterfactual is obtained; by default replay where it has come to the "
-            "stage, else coarse-replay where steps are recorded, else task-vector."
-        ),
-    ] = None,
+    estimator: CounterfactualOption = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
     leaf: LeafOption = None,

@@ -9,6 +9,7 @@ import typer
 
 from stagelens.contracts import StageLensError
 
+from .estimator_options import CounterfactualOption
 from .given_data import DatasetOption
 from .options import (
     BudgetOption,
@@ -43,13 +44,7 @@ def remove(
             help="How much of it to take out, 0 to 1; one per --stage, in the same order [1.0]."
         ),
     ] = None,
-    estimator: Annotated[
-        str | None,
-        typer.Option(
-            help="How the counterfactual is obtained; by default replay where it has come to the "
-            "stages, else coarse-replay where steps are recorded, else task-vector."
-        ),
-    ] = None,
+    estimator: CounterfactualOption = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
     set_name: SetOption = None,

@@ -10,6 +10,7 @@ import typer
 from stagelens.analyses.saliency.map_table import BASELINES
 from stagelens.trust.trust_columns import with_trust
 
+from .estimator_options import CounterfactualOption
 from .options import (
     BudgetOption,
     ExactStagesOption,
@@ -112,13 +113,7 @@ def saliency(
             + "."
         ),
     ] = None,
-    estimator: Annotated[
-        str | None,
-        typer.Option(
-            help="How the counterfactual is obtained; by default replay where it has come to the "
-            "stage, else coarse-replay where steps are recorded, else task-vector."
-        ),
-    ] = None,
+    estimator: CounterfactualOption = None,
     budget: BudgetOption = None,
     exact_stages: ExactStagesOption = None,
     leaf: LeafOption = None,
