@@ -240,11 +240,11 @@ def _as_if_in(
     if not records:
         return {}
     share = {name: tensor[0] for name, tensor in step.share(vectors).items()}
-    return {
-        record.step: step.factor
-        * own.loss.example_products(step.before.values, record, share).double().cpu().numpy()
-        for record in records
-    }
+    found = {}
+    for record in records:
+        (products,) = own.loss.example_products(step.before.values, record, [share])
+        found[record.step] = step.factor * products.double().cpu().numpy()
+    return found
 
 
 def _sweeps(steps: int, horizon: int) -> Iterator[tuple[int, int, int]]:

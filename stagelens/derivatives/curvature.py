@@ -195,7 +195,7 @@ class StageLoss:
         products: list[list[Tensor]] = [[] for _ in directions]
         if not self.product.cuts:
             # All of them before what follows, which notes cotangents of references.
-            products = [[self.example_products(values, record, each)] for each in directions]
+            products = [[own] for own in self.example_products(values, record, directions)]
         used = 0
         for micro in _batches(record):
             if isinstance(self.product, Nothing) and not self._averages(micro):
@@ -241,18 +241,26 @@ class StageLoss:
         return rows
 
     def example_products(
-        self, values: Mapping[str, Tensor], record: StepRecord, direction: Mapping[str, Tensor]
-    ) -> Tensor:
-        """``v . g_i`` for every example i of the step, over its micro-batches in order; (B,).
+        self,
+        values: Mapping[str, Tensor],
+        record: StepRecord,
+        directions: Sequence[Mapping[str, Tensor]],
+    ) -> list[Tensor]:
+        """``v . g_i`` of every example i of the step, over its micro-batches in order; (B,) each.
 
         For outputs z and loss L(z), g_i = J_i^T dL/dz_i and ``v . g_i = dL/dz_i . (J v)_i``.
         This is exact for any loss, with the masks of dropout, and the g_i sum to the gradient.
+        One pass over each micro-batch serves all directions.
 
         Raises:
             NotSeparable: The loss is no sum over examples.
         """
-        passes = (self._forward(values, micro, True) for micro in _batches(record))
-        return torch.cat([self._per_example(at, direction) for at in passes])
+        parts: list[list[Tensor]] = [[] for _ in directions]
+        for micro in _batches(record) if directions else ():
+            at = self._forward(values, micro, True)
+            for own, direction in zip(parts, directions, strict=True):
+                own.append(self._per_example(at, direction))
+        return [torch.cat(own) for own in parts]
 
     def _per_example(self, at: Pass, direction: Mapping[str, Tensor]) -> Tensor:
         assert at.split is not None

@@ -37,8 +37,9 @@ from tests.benchmarks.group_agreement import (
     relative_error,
     slope_between,
 )
+from tests.benchmarks.group_replays import BEHAVIOUR, Group
 from tests.benchmarks.group_scores import WEIGHTS, adjoint_scores
-from tests.benchmarks.leave_some_out import BEHAVIOUR, Group, asked_of
+from tests.benchmarks.leave_some_out import asked_of
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
 
 NAMES = (

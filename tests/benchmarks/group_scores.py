@@ -28,6 +28,7 @@ from stagelens.derivatives.trajectory import (
 from stagelens.replaying.replay import same_arithmetic
 from stagelens.runs.run import Run
 from stagelens.runs.step_records import StepRecord
+from stagelens.tasks.image_classification import ImageClassification
 from tests.benchmarks.group_agreement import UseScores
 from tests.benchmarks.peers import margin
 
@@ -85,7 +86,10 @@ def adjoint_scores(
         with same_arithmetic(stage):
             passed, end = _forwards(own)
             if vectors is None or later is None:
-                vectors = _asked(run, own, behaviour, questions)
+                vectors = own.layout.zeros(len(questions))
+                for name, slopes in _slopes(run, own, behaviour, questions).items():
+                    if name in vectors.values:
+                        vectors.values[name] = slopes
             else:
                 vectors = Crossing(own, later).pull(vectors, end)
             rows: list[tuple[int, Tensor, Tensor]] = []
@@ -94,8 +98,8 @@ def adjoint_scores(
                 step = StepMap(stage, own.loss, state, record, evaluated)
                 share = {name: step.factor * tensor for name, tensor in step.share(vectors).items()}
                 before, gradients, statistics = step.pull(vectors)
-                each = example_gradients(own.loss, state.values, record)
-                rows.append((record.step, _products(share, each), _products(gradients, each)))
+                held, weights = _of_uses(own.loss, state.values, record, (share, gradients))
+                rows.append((record.step, held, weights))
                 through = own.loss.pull(state.values, record, gradients, statistics)
                 for name, tensor in through.items():
                     before.values[name] = before.values[name] + tensor
@@ -111,6 +115,23 @@ def adjoint_scores(
     return found
 
 
+def _of_uses(
+    loss: StageLoss,
+    values: Mapping[str, Tensor],
+    record: StepRecord,
+    vectors: Sequence[Mapping[str, Tensor]],
+) -> list[Tensor]:
+    """Of each K vectors, their products with the examples' parts of a step's gradient; (K, B)."""
+    if all(isinstance(micro.batch, tuple) for micro in record.batches or ()):
+        each = example_gradients(loss, values, record)
+        return [_products(own, each) for own in vectors]
+    # Models of transformers are not for vmap; memory of a gradient per example would be large.
+    count = len(next(iter(vectors[0].values())))
+    lanes = [{n: t[k] for n, t in own.items()} for own in vectors for k in range(count)]
+    found = loss.example_products(values, record, lanes)
+    return [torch.stack(found[at : at + count]) for at in range(0, len(found), count)]
+
+
 def _forwards(own: LinearStage) -> tuple[list[tuple[StepRecord, State, Evaluated]], State]:
     state, passed = own.start, []
     for record in own.stage.read_steps():
@@ -119,18 +140,6 @@ def _forwards(own: LinearStage) -> tuple[list[tuple[StepRecord, State, Evaluated
         state = StepMap(own.stage, own.loss, state, record, evaluated).after
     own.check_end(state)
     return passed, state
-
-
-def _asked(
-    run: Run, last: LinearStage, behaviour: str, questions: Sequence[Example]
-) -> StateVectors:
-    """Gradients of the questions' behaviours in the final model, one row each."""
-    vectors = last.layout.zeros(len(questions))
-    for number, question in enumerate(questions):
-        for name, slope in behaviour_gradient(run, last, behaviour, [question])[1].items():
-            if name in vectors.values:
-                vectors.values[name][number] = slope
-    return vectors
 
 
 class _Whole(nn.Module):
@@ -168,6 +177,18 @@ def example_gradients(
     return {name: torch.cat([part[f"model.{name}"] for part in parts]) for name in loss.names}
 
 
+def _slopes(
+    run: Run,
+    own: LinearStage,
+    behaviour: str,
+    questions: Sequence[Example],
+    values: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Gradients of the questions' behaviours by name, (K, *shape), at the stage's end or values."""
+    each = [behaviour_gradient(run, own, behaviour, [one], values)[1] for one in questions]
+    return {name: torch.stack([slopes[name] for slopes in each]) for name in each[0]}
+
+
 def _products(vectors: Mapping[str, Tensor], each: Mapping[str, Tensor]) -> Tensor:
     """(K, *shape) and (B, *shape) by name to (K, B)."""
     parts = [v.flatten(1) @ each[name].flatten(1).T for name, v in vectors.items()]
@@ -179,38 +200,33 @@ def _collated(run: Run, questions: Sequence[Example], model: nn.Module) -> tuple
     return images.to(next(model.parameters()).dtype), labels
 
 
-def tracin_scores(run: Run, questions: Sequence[Example]) -> Scored:
-    """TracIn on the margin: lr grad y . grad loss, at the stage's recorded states; images only.
+def tracin_scores(run: Run, questions: Sequence[Example], since: str | None = None) -> Scored:
+    """TracIn on the margin: lr grad y . grad loss, at the stage's recorded states.
 
     A use is not told from another of the same example but by its learning rate. What it moved is
     -lr / B grad loss, as of plain SGD; all checkpoints count alike.
+
+    Args:
+        run: The run.
+        questions: K evaluation examples.
+        since: The earliest stage that is wanted.
     """
     began, found = time.process_time(), Scored()
-    model = run.task.build_model().eval()
-    images, labels = _collated(run, questions, model)
-
-    def asked(weights: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = torch.func.functional_call(model, dict(weights), (image[None],))
-        return margin(logits, label[None]).squeeze()
-
-    def loss(weights: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = torch.func.functional_call(model, dict(weights), (image[None],))
-        return nn.functional.cross_entropy(logits, label[None])
-
-    for stage in run.stages:
+    stages = run.stages if since is None else run.stages[run.stage(since).index :]
+    active = active_names(run, stages)
+    for stage in stages:
+        own = LinearStage(run, stage, active, DerivativeOptions())
         states = [stage.start(), *(state for _, state in stage.within()), stage.end()]
         steps, values = [], []
         for state in states:
-            weights = {name: tensor.clone() for name, tensor in state.model.items()}
-            slopes = torch.func.vmap(torch.func.grad(asked), (None, 0, 0))(weights, images, labels)
+            weights = {name: state.model[name].clone() for name in own.loss.names}
+            slopes = _slopes(run, own, "margin", questions, weights)
             rows = []
             for record in stage.read_steps():
-                (micro,) = record.batches or ()
-                each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, *micro.batch)
-                rate = float(record.groups[0]["lr"]) / len(micro.batch[1])
-                rows.append(-rate * _products(slopes, each))
+                (each,) = _of_uses(own.loss, weights, record, (slopes,))
+                rows.append(-float(record.groups[0]["lr"]) * each)
                 if state is states[0]:
-                    steps.append(np.full(len(micro.batch[1]), record.step))
+                    steps.append(np.full(each.shape[1], record.step))
             values.append(torch.cat(rows, 1))
         mean = torch.stack(values).mean(0).double().numpy()
         found.by_stage[stage.name] = UseScores(np.concatenate(steps), mean)
@@ -219,12 +235,12 @@ def tracin_scores(run: Run, questions: Sequence[Example]) -> Scored:
 
 
 def trak_scores(run: Run, questions: Sequence[Example], dimensions: int = 256) -> Scored | None:
-    """dattri's TRAK of the margin at the final model, images only; None where it is not installed.
+    """dattri's TRAK of the margin at the final model; None of texts, or where it is not installed.
 
     One model; its kernel is of the examples of all stages, each once. What TRAK scores is an
     example, of which every use gets the whole. Scores have no unit: their slope means nothing.
     """
-    if not importlib.util.find_spec("dattri"):
+    if not importlib.util.find_spec("dattri") or not isinstance(run.task, ImageClassification):
         return None
     from dattri.algorithm.trak import TRAKAttributor
     from dattri.task import AttributionTask

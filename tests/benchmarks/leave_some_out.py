@@ -18,12 +18,10 @@ installed. Rows of replays are appended to a file beside the run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +31,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stagelens.contracts import Example
-from stagelens.measuring.models import BATCH_SIZE, measure
-from stagelens.replaying.draw_plan import Draw
-from stagelens.replaying.draws import Passes, drawn_with
-from stagelens.replaying.left_out import Divisor, RowsOfStage, replay_without_rows
-from stagelens.replaying.training_loss import Passed
-from stagelens.runs.run import Run, Stage
-from stagelens.runs.states import TrainingState, Weights
-from stagelens.runs.training_rows import TrainingRows, training_rows
+from stagelens.replaying.left_out import Divisor
+from stagelens.runs.run import Run
 from tests.benchmarks import group_scores
 from tests.benchmarks.group_agreement import (
     UseScores,
@@ -53,149 +45,19 @@ from tests.benchmarks.group_agreement import (
     slope_of_sizes,
     slopes_between,
 )
+from tests.benchmarks.group_replays import BEHAVIOUR, OTHER_ORDER, Group, Replays
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
 
-BEHAVIOUR = "margin"
-FRACTIONS = {"digits": (0.1, 0.5), "fashion": (0.1, 0.5), "text": (0.1,), "mixed": (0.1,)}
-QUESTIONS = {"digits": 64, "fashion": 48, "text": 8, "mixed": 8}
-OTHER_ORDER = 1
-"""The number of the draw that stands for another order of batches."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Training examples of a stage that are left out together.
-
-    Attributes:
-        stage: Whose.
-        fraction: Of its examples.
-        number: Which of the groups of this size.
-        order: 0: batches as recorded; else the number of a draw.
-        divisor: What the losses of the rest are divided by.
-    """
-
-    stage: str
-    fraction: float
-    number: int
-    order: int
-    divisor: Divisor
-
-    def members(self, seed: int, stages: Sequence[str], count: int) -> frozenset[int]:
-        """Numbers of its examples, whatever the order and the divisor."""
-        place = stages.index(self.stage)
-        random = np.random.default_rng([seed, place, round(100 * self.fraction), self.number])
-        return frozenset(int(n) for n in random.permutation(count)[: round(self.fraction * count)])
-
-
-class Replays:
-    """Replayed behaviours of the questions, kept in a file; the final model's are group None.
-
-    Args:
-        run: The run.
-        seed: Of the groups.
-        questions: Evaluation examples.
-        path: One JSON object per line: what was replayed, values, seconds of processor time.
-    """
-
-    def __init__(self, run: Run, seed: int, questions: Sequence[Example], path: Path) -> None:
-        self.run, self.seed, self.path = run, seed, path
-        self.batches = [
-            list(questions[k : k + BATCH_SIZE]) for k in range(0, len(questions), BATCH_SIZE)
-        ]
-        self.model = run.task.build_model(run.last.facts.build_config)
-        self.names = [stage.name for stage in run.stages]
-        self.rows: dict[str, TrainingRows] = {}
-        self.prepared: dict[tuple[str, Divisor], RowsOfStage] = {}
-        self.known: dict[str, dict[str, object]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                row = json.loads(line)
-                self.known[row["key"]] = row
-
-    def members(self, group: Group) -> frozenset[int]:
-        """Numbers of its examples in the stage's table."""
-        return group.members(self.seed, self.names, len(self.table(group.stage)))
-
-    def table(self, stage: str) -> TrainingRows:
-        """The stage's training examples."""
-        if stage not in self.rows:
-            self.rows[stage] = training_rows(self.run, self.run.stage(stage))
-        return self.rows[stage]
-
-    def values(self, key: str, weights: Callable[[], Weights]) -> np.ndarray:
-        """(K,) of one model, from the file or by ``weights()``, whose time is noted."""
-        if key not in self.known:
-            began = time.process_time()
-            (one,) = measure(self.run.task, self.model, [weights()], self.batches, 1)
-            row = {
-                "key": key,
-                "values": [float(x) for x in one.values[BEHAVIOUR]],
-                "seconds": round(time.process_time() - began, 3),
-            }
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            self.known[key] = row
-        return np.array(self.known[key]["values"])
-
-    def effect(self, group: Group) -> np.ndarray:
-        """(K,) final minus without, both in the group's order of batches."""
-        stage = self.run.stage(group.stage)
-        whole = self.values("all", lambda: self.run.last.end().model)
-        if group.order:
-            key = f"all {group.stage} order {group.order}"
-            whole = self.values(key, lambda: self._drawn(stage, group, {}))
-        key = f"{group.stage} {group.fraction:g} {group.number} order {group.order} {group.divisor}"
-        return whole - self.values(key, lambda: self._without(stage, group))
-
-    def rows_of_uses(self, stage: str) -> np.ndarray:
-        """(U,) the number of the example of every use, by step and position."""
-        table = self.table(stage).table
-        places = [
-            (step, position, number)
-            for number, (steps, positions) in enumerate(
-                zip(table["steps"], table["positions"], strict=True)
-            )
-            for step, position in zip(steps, positions, strict=True)
-        ]
-        return np.array([number for _, _, number in sorted(places)])
-
-    def seconds(self, divisor: Divisor) -> float:
-        """Of processor time, all replays in the recorded order."""
-        return sum(
-            float(row["seconds"])  # type: ignore[arg-type]
-            for key, row in self.known.items()
-            if key.endswith(f"order 0 {divisor}")
-        )
-
-    def _places(self, group: Group) -> dict[int, set[int]]:
-        table = self.table(group.stage)
-        ids = table.table["example_id"]
-        return table.places([str(ids[number]) for number in sorted(self.members(group))])
-
-    def _prepared(self, stage: Stage, divisor: Divisor) -> RowsOfStage:
-        key = (stage.name, divisor)
-        if key not in self.prepared:
-            self.prepared[key] = RowsOfStage(self.run.task, stage, divisor)
-        return self.prepared[key]
-
-    def _without(self, stage: Stage, group: Group) -> Weights:
-        places = self._places(group)
-        if group.order:
-            return self._drawn(stage, group, places)
-        rows = self._prepared(stage, group.divisor)
-        return replay_without_rows(self.run, stage, places, group.divisor, rows=rows).state.model
-
-    def _drawn(self, stage: Stage, group: Group, places: dict[int, set[int]]) -> Weights:
-        rows = self._prepared(stage, group.divisor)
-
-        def train(order: Sequence[int], passes: Passes, passed: Passed) -> TrainingState:
-            return rows.replay(places, passed=passed, order=order, passes=passes).state
-
-        return drawn_with(self.run, Draw(group.order), stage, train)
+FRACTIONS = {"digits": (0.1, 0.5), "fashion": (0.1, 0.5)}
+"""Of the stage's examples; texts are dear, so that there it is a tenth alone."""
+QUESTIONS = {"digits": 64, "fashion": 48}
+FEW_QUESTIONS = 8
+SCORED = {"fashion": 4}
+"""Of the questions of replays, every so manieth is scored: a sweep takes time for each."""
 
 
 def all_scores(
-    run: Run, questions: Sequence[Example], seed: int, path: Path
+    run: Run, questions: Sequence[Example], seed: int, path: Path, since: str | None = None
 ) -> dict[str, group_scores.Scored]:
     """Every method's scores, from files where they are stored.
 
@@ -204,14 +66,15 @@ def all_scores(
         questions: Evaluation examples.
         seed: Of the random scores.
         path: Start of the files' names.
+        since: The earliest stage that is wanted, of those that are not stored.
     """
     held, weights = group_scores.HELD, group_scores.WEIGHTS
     stored = {name: _load(path, name) for name in (held, weights, "TracIn", "dattri TRAK")}
     found = {name: one for name, one in stored.items() if one is not None}
     if held not in found:
-        found |= group_scores.adjoint_scores(run, BEHAVIOUR, questions)
+        found |= group_scores.adjoint_scores(run, BEHAVIOUR, questions, since=since)
     if "TracIn" not in found:
-        found["TracIn"] = group_scores.tracin_scores(run, questions)
+        found["TracIn"] = group_scores.tracin_scores(run, questions, since)
     if "dattri TRAK" not in found and (trak := group_scores.trak_scores(run, questions)):
         found["dattri TRAK"] = trak
     for name, one in found.items():
@@ -272,11 +135,14 @@ def asked_of(
 ) -> tuple[list[Example], Replays, Path]:
     """The questions, evenly spaced in the set; their replays; and how names of files begin."""
     examples = run.evaluation_set("test")
-    every = np.linspace(0, len(examples) - 1, QUESTIONS[scenario.data]).astype(int)
-    questions = [examples.examples(int(k), int(k) + 1)[0] for k in every]
+    count = QUESTIONS.get(scenario.data, FEW_QUESTIONS)
+    places = np.linspace(0, len(examples) - 1, count).astype(int)
+    questions = [examples.examples(int(k), int(k) + 1)[0] for k in places]
     start = cache / f"leave-some-out-{scenario.name}-{seed}"
     # Not with_suffix: names of scenarios have points.
-    return questions, Replays(run, seed, questions, start.with_name(f"{start.name}.jsonl")), start
+    every = SCORED.get(scenario.data, 1)
+    path = start.with_name(f"{start.name}.jsonl")
+    return questions[::every], Replays(run, seed, questions, path, every), start
 
 
 def measure_run(
@@ -286,11 +152,11 @@ def measure_run(
     run = recorded(scenario, seed, options.cache)
     questions, replays, start = asked_of(run, scenario, seed, options.cache)
     stages = [stage.name for stage in run.stages if stage.name in (options.stages or stage.name)]
-    scores = {} if options.replays_only else all_scores(run, questions, seed, start)
+    scores = {} if options.replays_only else all_scores(run, questions, seed, start, stages[0])
     cells = [
         (stage, fraction, divisor, order)
         for stage in reversed(stages)
-        for fraction in FRACTIONS[scenario.data]
+        for fraction in FRACTIONS.get(scenario.data, (0.1,))
         for divisor in options.divisors
         for order in ((0, OTHER_ORDER) if divisor == "rest" else (0,))
     ]
@@ -299,6 +165,8 @@ def measure_run(
     for number in range(options.groups):
         for cell in cells:
             stage, fraction, divisor, order = cell
+            if order and number >= options.other_groups:
+                continue
             own = replays.effect(Group(stage, fraction, number, order, divisor))[:, None]
             effects[cell] = np.concatenate([effects[cell], own], 1) if number else own
     lines = []
@@ -320,7 +188,8 @@ def measure_run(
             lines.append(measured(effects[cell], prediction, more))
         if (stage, fraction, divisor, OTHER_ORDER) in effects:
             other = effects[stage, fraction, divisor, OTHER_ORDER]
-            lines.append(measured(effects[cell], other, {**known, "method": "another order"}))
+            same = effects[cell][:, : other.shape[1]]
+            lines.append(measured(same, other, {**known, "method": "another order"}))
     return lines
 
 
@@ -333,6 +202,7 @@ def summary(lines: pd.DataFrame) -> pd.DataFrame:
     table = by[names].median()
     table.insert(1, "least", by["lds"].min())
     table.insert(2, "most", by["lds"].max())
+    table["groups"] = by["groups"].min()
     table["cells"] = by.size()
     return table
 
@@ -360,6 +230,9 @@ def main() -> None:
     parser.add_argument("--divisors", nargs="+", choices=["rest", "kept"], default=["rest", "kept"])
     parser.add_argument("--stages", nargs="+", help="some of the stages alone")
     parser.add_argument("--groups", type=int, default=32)
+    parser.add_argument(
+        "--other-groups", type=int, default=32, help="of them, those in another order too"
+    )
     parser.add_argument("--replays-only", action="store_true", help="compute no scores yet")
     parser.add_argument("--lines", type=Path, nargs="+", help="only summarise such files")
     options = parser.parse_args()

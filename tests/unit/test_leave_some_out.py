@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from stagelens.replaying.left_out import Divisor
 from stagelens.runs.run import Run
 from stagelens.runs.training_rows import training_rows
 from stagelens.tasks import ImageClassification
-from tests.benchmarks import group_scores, leave_some_out
+from tests.benchmarks import chosen_groups, group_scores, leave_some_out
 from tests.benchmarks.group_agreement import (
     UseScores,
     between,
@@ -36,8 +37,8 @@ from tests.benchmarks.group_agreement import (
     slope_between,
     slope_of_sizes,
 )
+from tests.benchmarks.group_replays import Group, Replays
 from tests.benchmarks.group_scores import HELD, WEIGHTS, adjoint_scores, example_gradients
-from tests.benchmarks.leave_some_out import Group, Replays
 from tests.support.small_runs import SHAPE, Phase, record
 
 DOUBLE = DerivativeOptions("float64")
@@ -154,6 +155,13 @@ def test_each_example_has_one_gradient_and_each_use_one_number(tmp_path: Path) -
     whole = first.loss.gradient(first.start.values, record_).gradient
     for name, parts in example_gradients(first.loss, first.start.values, record_).items():
         assert torch.allclose(parts.sum(0), whole[name], atol=1e-12)
+    # Batches of texts have no gradient per example; their products with vectors are the same.
+    each = example_gradients(first.loss, first.start.values, record_)
+    lanes = [{name: torch.randn_like(t) for name, t in whole.items()} for _ in range(2)]
+    products = first.loss.example_products(first.start.values, record_, lanes)
+    for lane, found in zip(lanes, products, strict=True):
+        expected = sum((each[name] * t).flatten(1).sum(1) for name, t in lane.items())
+        assert torch.allclose(found, torch.as_tensor(expected), atol=1e-10)
 
 
 def test_the_rest_of_a_batch_weighs_more_where_its_mean_is_taken() -> None:
@@ -198,7 +206,12 @@ def test_lines_of_a_run_say_what_was_compared(
     monkeypatch.setattr(leave_some_out, "recorded", lambda *_: linear)
     monkeypatch.setattr(leave_some_out, "QUESTIONS", {"digits": 3})
     options = Namespace(
-        cache=tmp_path, stages=["two"], replays_only=False, divisors=["rest"], groups=8
+        cache=tmp_path,
+        stages=["two"],
+        replays_only=False,
+        divisors=["rest"],
+        groups=8,
+        other_groups=4,
     )
     scenario = leave_some_out.SCENARIOS["digits-sgd-0.01"]
     lines = leave_some_out.measure_run(scenario, 3, options)
@@ -208,8 +221,48 @@ def test_lines_of_a_run_say_what_was_compared(
     assert by_method[HELD, 0.5]["slope"] == pytest.approx(1, abs=1e-6)
     assert abs(by_method["random", 0.5]["lds"]) < 0.9
     assert by_method["TracIn", 0.1]["seconds"] > 0
-    assert ("another order", 0.1) in by_method
+    assert by_method["another order", 0.1]["groups"] == 4
+    assert by_method[WEIGHTS, 0.1]["groups"] == 8
     # Scores come from their files the second time, replays from theirs.
     monkeypatch.setattr(group_scores, "adjoint_scores", None)
     monkeypatch.setattr(Replays, "_without", None)
     assert leave_some_out.measure_run(scenario, 3, options) == lines
+
+
+def test_chosen_groups_are_predicted_in_full_where_effects_add_up(
+    linear: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chosen_groups, "recorded", lambda *_: linear)
+    monkeypatch.setattr(chosen_groups, "SIZE", 3)
+    measured = chosen_groups.Measured("digits-sgd-0.01", 3, tmp_path)
+    groups = chosen_groups.by_label(measured.replays, "two")
+    table = measured.replays.table("two").table
+    assert {name: len(own) for name, own in groups.items()} == dict(table["label"].value_counts())
+    lines = {line["method"]: line for line in measured.labels("two")}
+    exact = lines[WEIGHTS]
+    assert exact["groups"] == len(groups) == 2
+    for name in ("rank", "slope", "size", "sign", "weighted sign", "top", "top of mean"):
+        assert exact[name] == pytest.approx(1, abs=1e-5), name
+    assert exact["error"] == pytest.approx(0, abs=1e-5) and exact["top lost"] == 0
+    assert lines["another order"]["error"] > 1e-3
+    found = measured.chosen("two", chosen_groups.WORST, 4)
+    found += measured.chosen("two", chosen_groups.BEST, 4)
+    for line in found:
+        assert line[WEIGHTS] == pytest.approx(line["effect"], abs=1e-5)
+    worst, best = ([line[HELD] for line in found if line["kind"] == kind] for kind in
+                   (chosen_groups.WORST, chosen_groups.BEST))  # fmt: skip
+    assert max(worst) < min(best)
+    told = chosen_groups.of_chosen(pd.DataFrame(found))
+    assert told["sign"].tolist() == [1.0] * 4 and told["groups"].tolist() == [4] * 4
+    ratios = told.loc[told["method"] == WEIGHTS, ["ratio", "ratio 10 %", "ratio 90 %"]]
+    assert ratios.to_numpy() == pytest.approx(1, abs=1e-3)
+
+
+def test_agreement_of_a_few_groups_tells_which_hurt_most() -> None:
+    effects = np.array([[-3.0, 1.0, 2.0, 3.0], [-1.0, -2.0, 2.0, 1.0]])
+    prediction = np.array([[-1.0, 1.0, 2.0, 3.0], [-2.0, -1.0, 2.0, -1.0]])
+    found = chosen_groups.agreement(effects, prediction)
+    assert (found["top"], found["in 3"]) == (0.5, 1.0)
+    assert found["top lost"] == pytest.approx((0 + 1 / 4) / 2)
+    assert found["sign"] == 7 / 8 and found["weighted sign"] == pytest.approx(14 / 15)
+    assert found["top of mean"] == 1.0

@@ -111,7 +111,7 @@ def test_examples_of_other_steps_are_weighed_as_if_they_were_in_the_batch(small:
     with same_arithmetic(stage):
         first = {name: tensor.clone() for name, tensor in own.start.values.items()}
         direction = {n: torch.randn_like(first[n]) for n in own.loss.names}
-        products = own.loss.example_products(first, steps[3], direction)
+        (products,) = own.loss.example_products(first, steps[3], [direction])
         whole = own.loss.gradient(first, steps[3]).gradient
     total = sum(float((whole[n] * direction[n]).sum()) for n in own.loss.names)
     assert float(products.sum()) == pytest.approx(total, rel=1e-9)

@@ -1,0 +1,242 @@
+"""How well first order predicts replays without groups that somebody chose, not drawn at random.
+
+One command replays, goes on where it stopped, and prints the tables::
+
+    python tests/benchmarks/chosen_groups.py --cache DIR [--seeds 3 4 5] [--scenarios NAME ...]
+
+*By label*: all examples of one label of a stage leave its recorded batches, label after label, as
+the groups on *Which data* are offered. *Worst 20* and *best 20*: for single evaluation examples,
+the 20 examples of a stage that hurt, or helped, it most to first order, as the page's list has
+them. Losses are means over the rest, later stages follow. Runs, questions and the file of replays
+are those of ``leave_some_out.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from stagelens.replaying.left_out import Divisor
+from stagelens.runs.run import Run
+from tests.benchmarks.group_agreement import (
+    UseScores,
+    membership,
+    predicted,
+    rank_correlations,
+    relative_error,
+    slope_between,
+    slope_of_sizes,
+)
+from tests.benchmarks.group_replays import OTHER_ORDER, Replays
+from tests.benchmarks.group_scores import HELD, WEIGHTS, Scored
+from tests.benchmarks.leave_some_out import all_scores, asked_of
+from tests.benchmarks.scenarios import SCENARIOS, recorded
+
+LABEL, WORST, BEST = "label", "worst 20", "best 20"
+KINDS = (LABEL, WORST, BEST)
+SIZE = 20
+DIVISOR: Divisor = "rest"
+
+
+@dataclass(frozen=True)
+class ChosenGroup:
+    """Examples that are known by number, see :class:`~tests.benchmarks.group_replays.LeftOut`."""
+
+    stage: str
+    name: str
+    numbers: frozenset[int]
+    order: int = 0
+    divisor: Divisor = DIVISOR
+
+    def members(self, seed: int, stages: Sequence[str], count: int) -> frozenset[int]:
+        """Its examples, whatever the seed."""
+        return self.numbers
+
+
+def by_label(replays: Replays, stage: str) -> dict[str, frozenset[int]]:
+    """Label to the numbers of the stage's examples that have it."""
+    labels = replays.table(stage).table["label"].reset_index(drop=True)
+    return {
+        str(label): frozenset(map(int, own)) for label, own in labels.groupby(labels).groups.items()
+    }
+
+
+def of_examples(scores: UseScores, rows: np.ndarray) -> np.ndarray:
+    """(K, U) of uses to (K, E) of examples: the sums over their uses."""
+    examples = np.zeros((int(rows.max()) + 1, len(scores.values)))
+    np.add.at(examples, rows, scores.values.T)
+    return examples.T
+
+
+def extreme(values: np.ndarray, kind: str) -> frozenset[int]:
+    """The :data:`SIZE` examples with the lowest, or the highest, of (E,) values."""
+    order = np.argsort(values if kind == WORST else -values, kind="stable")
+    return frozenset(map(int, order[:SIZE]))
+
+
+def agreement(effects: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
+    """How a few groups of a stage are told apart; effects and predictions are (K, G).
+
+    Returns:
+        Medians over questions of Spearman's correlation; ``slope`` between groups; ``size``, the
+        slope through the origin; ``error``; ``sign``, the part of all effects whose sign is right,
+        and ``weighted sign``, that of their absolute sum. ``top`` is how often the group of which
+        the prediction says that it hurt most is that of the replay, ``in 3`` that it is among the
+        first three, by chance 1 and 3 of G; ``top lost`` what the replay's effect of the
+        predicted group lacks, as a part of the range of effects. And the correlation of the mean
+        over questions, and whether its top is right.
+    """
+    mean, told = effects.mean(0), prediction.mean(0)
+    right = np.sign(effects) == np.sign(prediction)
+    first, order = effects.argmin(1), prediction.argsort(1)
+    rows = np.arange(len(effects))
+    lost = (effects[rows, order[:, 0]] - effects.min(1)) / np.ptp(effects, axis=1)
+    return {
+        "rank": float(np.nanmedian(rank_correlations(effects, prediction))),
+        "rank of mean": float(rank_correlations(mean[None], told[None])[0]),
+        "slope": slope_between(effects, prediction),
+        "size": slope_of_sizes(effects, prediction),
+        "error": relative_error(effects, prediction),
+        "sign": float(right.mean()),
+        "weighted sign": float((right * abs(effects)).sum() / abs(effects).sum()),
+        "top": float((order[:, 0] == first).mean()),
+        "in 3": float((order[:, :3] == first[:, None]).any(1).mean()),
+        "top lost": float(np.mean(lost)),
+        "top of mean": float(mean.argmin() == told.argmin()),
+        "mean in 3": float(mean.argmin() in told.argsort()[:3]),
+    }
+
+
+class Measured:
+    """One run: its questions, replays and scores.
+
+    Args:
+        name: Of the scenario.
+        seed: Of the run.
+        cache: Of runs, replays and scores.
+    """
+
+    def __init__(self, name: str, seed: int, cache: Path) -> None:
+        self.run: Run = recorded(SCENARIOS[name], seed, cache)
+        self.questions, self.replays, start = asked_of(self.run, SCENARIOS[name], seed, cache)
+        self.scores: dict[str, Scored] = all_scores(self.run, self.questions, seed, start)
+        self.known = {"scenario": name, "seed": seed}
+
+    def labels(self, stage: str) -> list[dict[str, object]]:
+        """A line per method about the groups by label of a stage."""
+        groups = by_label(self.replays, stage)
+        effects, other = (
+            np.stack(
+                [
+                    self.replays.effect(ChosenGroup(stage, f"label {name}", numbers, order))
+                    for name, numbers in groups.items()
+                ],
+                1,
+            )
+            for order in (0, OTHER_ORDER)
+        )
+        uses = membership(list(groups.values()), self.replays.rows_of_uses(stage))
+        found = {
+            name: predicted(self.scores[name].by_stage[stage], uses, DIVISOR)
+            for name in (WEIGHTS, HELD, "TracIn", "random")
+        }
+        found["another order"] = other
+        known = {**self.known, "stage": stage, "groups": len(groups)}
+        return [
+            {**known, "method": name, **agreement(effects, prediction)}
+            for name, prediction in found.items()
+        ]
+
+    def chosen(self, stage: str, kind: str, count: int) -> list[dict[str, object]]:
+        """A line per question about the examples that hurt, or helped, it most to first order."""
+        rows = self.replays.rows_of_uses(stage)
+        every = of_examples(self.scores[HELD].by_stage[stage], rows)
+        lines: list[dict[str, object]] = []
+        for number in np.linspace(0, len(self.questions) - 1, count).astype(int):
+            numbers = extreme(every[number], kind)
+            group = ChosenGroup(stage, f"{kind} of {self.questions[number].example_id}", numbers)
+            line: dict[str, object] = {
+                **self.known,
+                **{"stage": stage, "kind": kind, "question": self.questions[number].example_id},
+                "effect": float(self.replays.effect(group)[number]),
+            }
+            uses = membership([numbers], rows)
+            for name in (WEIGHTS, HELD):
+                told = predicted(self.scores[name].by_stage[stage], uses, DIVISOR)
+                line[name] = float(told[number, 0])
+            lines.append(line)
+        return lines
+
+
+def of_chosen(lines: pd.DataFrame) -> pd.DataFrame:
+    """Per scenario, kind and method: the sign, and how large effects were over what was told."""
+    rows = []
+    for (scenario, kind), own in lines.groupby(["scenario", "kind"], sort=False):
+        effects = own["effect"].to_numpy(float)
+        for name in (WEIGHTS, HELD):
+            told = own[name].to_numpy(float)
+            low, middle, high = np.quantile(effects / told, (0.1, 0.5, 0.9))
+            rows.append(
+                {
+                    **{"scenario": scenario, "kind": kind, "method": name},
+                    "sign": float((np.sign(effects) == np.sign(told)).mean()),
+                    **{"ratio": middle, "ratio 10 %": low, "ratio 90 %": high},
+                    "rank": float(rank_correlations(effects[None], told[None])[0]),
+                    "groups": len(own),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Replay what is missing and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, default=Path("benchmark-runs"), help="recorded runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument(
+        "--scenarios",
+        nargs="+",
+        choices=SCENARIOS,
+        default=["digits-adamw-5e-4", "digits-sgd-0.01"],
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--questions", type=int, default=16, help="of worst and best 20")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    labels: list[dict[str, object]] = []
+    others: list[dict[str, object]] = []
+    for name in options.scenarios:
+        for seed in options.seeds:
+            measured = Measured(name, seed, options.cache)
+            for stage in measured.replays.names:
+                for kind in options.kinds:
+                    if kind == LABEL:
+                        labels += measured.labels(stage)
+                    else:
+                        others += measured.chosen(stage, kind, options.questions)
+    with pd.option_context("display.max_rows", None, "display.max_columns", None,
+                           "display.width", 250):  # fmt: skip
+        if labels:
+            table = pd.DataFrame(labels)
+            print(table.round(2).to_string(index=False))
+            by = table.drop(columns=["seed", "stage"]).groupby(["scenario", "method"], sort=False)
+            ones = by.mean()
+            ones[["rank", "slope", "size", "error"]] = by[
+                ["rank", "slope", "size", "error"]
+            ].median()
+            print(ones.assign(stages=by.size()).round(2).to_string())
+        if others:
+            print(of_chosen(pd.DataFrame(others)).round(2).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
