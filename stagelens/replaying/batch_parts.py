@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from stagelens.runs.step_records import MicroBatch, Part
 from stagelens.tasks.packed_documents import with_other_tokens, without_documents
 
 from .coarse_plan import IGNORED, ITEMS, take_examples
+
+Kind = Literal["mean", "count", "sum"]
+"""What the loss of a micro-batch is; see :class:`Cut`."""
 
 
 @dataclass
@@ -42,7 +46,7 @@ class Cut:
     kept: list[int]
     terms: float = 0.0
     left: float = 0.0
-    kind: Literal["mean", "count", "sum"] = "mean"
+    kind: Kind = "mean"
 
     @classmethod
     def of(cls, stage: Stage, task: Task, micro: MicroBatch, left_out: set[int], first: int) -> Cut:
@@ -60,17 +64,22 @@ class Cut:
             raise Refused(
                 f"no example of stage {stage.name!r} can be left out by itself, because {why}"
             )
-        if isinstance(micro.batch, Mapping) and micro.batch.get(ITEMS) is not None:
-            cut.kind = "count"
-        own = stage.facts.objective is None
-        cut.terms = _terms(task, micro.batch, count, own)
-        if not cut.terms and cut.kind == "mean":  # see Task.loss_terms
-            cut.kind, cut.terms, cut.left = "sum", count, len(kept)
+        cut.kind, cut.terms = _counted(stage, task, micro.batch, count)
+        if cut.kind == "sum":
+            cut.left = len(kept)
         elif len(kept) == count:
             cut.left = cut.terms
         elif kept:
-            cut.left = _terms(task, cut.rest().batch, len(kept), own)
+            cut.left = _terms(stage, task, cut.rest().batch, len(kept))
         return cut
+
+    def terms_of_examples(self, stage: Stage, task: Task) -> np.ndarray:
+        """How many of its terms each example has, where it is the examples' own sum; (count,)."""
+        one = _told_terms(stage, task, self.micro.batch)
+        if self.kind == "sum" or one is None:
+            return np.ones(self.count)
+        parts = (self._part([place]) for place in range(self.count))
+        return np.array([_terms(stage, task, part.batch, 1) for part in parts])
 
     @property
     def adds_up(self) -> bool:
@@ -187,6 +196,42 @@ def weighed(
     return found
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What the loss of a micro-batch counts, for weighing examples to first order.
+
+    Attributes:
+        kind: Of the loss, see :class:`Cut`.
+        total: How many terms it is the mean of; of a plain sum, how many examples it has.
+        of_examples: (B,) how many of them each example has; they sum to ``total``.
+    """
+
+    kind: Kind
+    total: float
+    of_examples: np.ndarray
+
+
+def terms_of(stage: Stage, task: Task, micro: MicroBatch) -> Terms:
+    """What the loss of a micro-batch counts, as :func:`weighed` counts it.
+
+    Args:
+        stage: The stage.
+        task: The run's.
+        micro: One of its micro-batches.
+
+    Raises:
+        Refused: The terms of its examples are not those of the whole.
+    """
+    cut = Cut.of(stage, task, micro, {0}, 0)
+    each = cut.terms_of_examples(stage, task)
+    if abs(each.sum() - cut.terms) > 1e-9 * cut.terms:
+        raise Refused(
+            f"a batch of stage {stage.name!r} has {cut.terms:g} terms by the task's loss_terms, "
+            f"but its examples {each.sum():g}"
+        )
+    return Terms(cut.kind, cut.terms, each)
+
+
 def divided_by(stage: Stage, task: Task, batch: Any) -> float:
     """What a stage's loss divides the sum over a batch's terms by; 1 for a plain sum.
 
@@ -197,39 +242,32 @@ def divided_by(stage: Stage, task: Task, batch: Any) -> float:
     """
     if isinstance(batch, Mapping) and batch.get(ITEMS) is not None:
         return float(batch[ITEMS])
-    count = _examples(stage, task, batch)
-    return _terms(task, batch, count, stage.facts.objective is None) or 1.0
-
-
-def counts_alike(stage: Stage, task: Task, batch: Any) -> bool:
-    """Whether the examples of a batch count alike in what its loss is divided by.
-
-    Those of a mean over examples do. Texts of different lengths in a mean over tokens do not, nor
-    do examples of a plain sum, which is divided by nothing.
-
-    Args:
-        stage: The stage.
-        task: The run's.
-        batch: Of one micro-batch.
-    """
-    documents = stage.objective.documents(task, batch)
-    count = _examples(stage, task, batch) if documents is None else int(documents.max()) + 1
-    return _terms(task, batch, count, stage.facts.objective is None) == count
-
-
-def _examples(stage: Stage, task: Task, batch: Any) -> int:
     owners = stage.objective.row_examples(task, batch)
-    return batch_size(batch) if owners is None else max(owners) + 1
+    count = batch_size(batch) if owners is None else max(owners) + 1
+    return _terms(stage, task, batch, count) or 1.0
 
 
-def _terms(task: Task, batch: Any, examples: int, own: bool) -> float:
+def _counted(stage: Stage, task: Task, batch: Any, examples: int) -> tuple[Kind, float]:
+    """What kind of loss a batch has, and how many terms; see :class:`Cut`."""
+    terms = _terms(stage, task, batch, examples)
+    if isinstance(batch, Mapping) and batch.get(ITEMS) is not None:
+        return "count", terms
+    return ("mean", terms) if terms else ("sum", examples)  # see Task.loss_terms
+
+
+def _terms(stage: Stage, task: Task, batch: Any, examples: int) -> float:
     """How many terms the loss of a batch is the mean of, or would be without a count in it."""
+    told = _told_terms(stage, task, batch)
+    return examples if told is None else told
+
+
+def _told_terms(stage: Stage, task: Task, batch: Any) -> float | None:
+    """The same; None where it is one for each example."""
     if isinstance(batch, Mapping):
         batch = {name: value for name, value in batch.items() if name != ITEMS}
-    if own:
-        found = task.loss_terms(batch)
-        return examples if found is None else found
+    if stage.facts.objective is None:
+        return task.loss_terms(batch)
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if isinstance(labels, Tensor) and labels.ndim == 2:
         return float((labels[:, 1:] != IGNORED).sum())
-    return examples
+    return None

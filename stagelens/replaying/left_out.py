@@ -26,8 +26,7 @@ same is found out by giving them other tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -35,14 +34,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stagelens.compute import devices
 from stagelens.contracts import Progress, ProgressCallback, Refused, Task, no_progress
-from stagelens.runs.batches import batch_size, to_device
+from stagelens.runs.batches import batch_size
 from stagelens.runs.boundaries import check_crossable
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState
-from stagelens.runs.step_records import MicroBatch, StepRecord
+from stagelens.runs.step_records import StepRecord
 
+from .adding_up import check_adds_up, losses_of
 from .batch_parts import Cut, scaled, weighed
 from .replay import (
     Replayed,
@@ -50,10 +49,7 @@ from .replay import (
     check_replayable,
     replay_later,
     same_arithmetic,
-    tolerance_of,
 )
-from .same_draws import same_draws
-from .step import loss_of
 from .training_loss import Passed
 
 Divisor = Literal["rest", "kept"]
@@ -217,7 +213,10 @@ class RowsOfStage:
             return record  # as it is, so that nothing changes by a bit
         told.changed += 1
         if not self._checked:
-            self._checked = any(self._check(replay, cut, told) for cut in cuts)
+            found = (check_adds_up(replay, cut) for cut in cuts)
+            draws = next((each for each in found if each is not None), None)
+            self._checked = draws is not None
+            told.other_draws |= draws or set()
         self._look_across(replay, cuts, told)
         kept = self._divisor == "kept"
         if weight:
@@ -231,92 +230,17 @@ class RowsOfStage:
         return replace(record, batches=batches, divisors=divisors)
 
     @torch.no_grad()
-    def _check(self, replay: StageReplay, cut: Cut, told: LeftOut) -> bool:
-        """Hold the loss of a micro-batch against those of its two parts; False: has not two.
-
-        With the same random numbers, the loss of the whole is the mean of that of what is left and
-        that of what is left out, each with its terms. What a task says of its loss is proven by it,
-        and that no module of its own compares examples. BatchNorm is known to, and is looked at
-        in evaluation mode.
-
-        Raises:
-            Refused: It is not.
-        """
-        if not 0 < cut.left < cut.terms:
-            return False
-        model = replay.model
-        before = [buffer.clone() for buffer in model.buffers()]
-        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        draws: set[str] = set()
-        try:
-            with _evaluated(norms):
-                found = self._parts(replay, cut, draws)
-            if not found.same and (cut.micro.rng or draws):
-                # Without any draws: are these the reason?
-                with _evaluated(model.modules()):
-                    again = self._parts(replay, cut, set())
-                if again.same:
-                    told.other_draws |= draws or {"draws of its modules"}
-                    found = again
-        finally:
-            for buffer, value in zip(model.buffers(), before, strict=True):
-                buffer.copy_(value)
-        if found.same:
-            return True
-        raise Refused(
-            f"no example of stage {self._stage.name!r} can be left out by itself: the loss of a "
-            f"batch is {found.whole:.6g}, but its parts give {found.parts:.6g}, so its examples "
-            "affect one another (or the task's loss_terms does not say what the loss is the mean "
-            "of)"
-        )
-
-    @torch.no_grad()
     def _look_across(self, replay: StageReplay, cuts: Sequence[Cut], told: LeftOut) -> None:
         """Find out, once a stage, whether documents read those before them in their row."""
         told.packed |= any(cut.documents is not None for cut in cuts)
         if self._read is None and (cut := next((c for c in cuts if c.shares_rows), None)):
             micros = (cut.rest(), cut.rest_after_others())
             before = [buffer.clone() for buffer in replay.model.buffers()]
-            (one, other), tolerance = _losses(replay, micros, set())
+            (one, other), tolerance = losses_of(replay, micros, set())
             for buffer, value in zip(replay.model.buffers(), before, strict=True):
                 buffer.copy_(value)
             self._read = abs(one - other) > tolerance * max(abs(one), abs(other))
         told.read = self._read
-
-    def _parts(self, replay: StageReplay, cut: Cut, draws: set[str]) -> _Compared:
-        micros = (cut.micro, cut.rest(), cut.others())
-        (whole, left, others), tolerance = _losses(replay, micros, draws)
-        if cut.adds_up:
-            parts = left + others
-        else:
-            parts = (left * cut.left + others * (cut.terms - cut.left)) / cut.terms
-        size = max(abs(whole), abs(left), abs(others))
-        return _Compared(whole, parts, abs(whole - parts) <= tolerance * size)
-
-
-@dataclass(frozen=True)
-class _Compared:
-    whole: float
-    parts: float
-    same: bool
-
-
-def _losses(
-    replay: StageReplay, micros: Sequence[MicroBatch], draws: set[str]
-) -> tuple[list[float], float]:
-    """Losses of passes, by the random numbers of the recorded one, and what rounding explains."""
-    device = next(replay.model.parameters()).device
-    found, tolerance = [], 1e-9
-    for micro in micros:
-        devices.restore_random(micro.rng, device)
-        with same_draws(micro) as own:
-            loss = loss_of(replay.loss, replay.model, to_device(micro.batch, device), replay.rules)
-        if own is not None:
-            draws |= own.others
-        found.append(float(loss))
-        if loss.dtype is not torch.float64:  # as transformers have it, whatever the model is in
-            tolerance = max(tolerance, tolerance_of(replay.rules, replay.model))
-    return found, tolerance
 
 
 def _normalised(model: nn.Module) -> tuple[str, ...]:
@@ -325,19 +249,6 @@ def _normalised(model: nn.Module) -> tuple[str, ...]:
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.training
     )
-
-
-@contextmanager
-def _evaluated(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """In evaluation mode; afterwards as before."""
-    before = [(module, module.training) for module in modules]
-    for module, _ in before:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
 
 
 def check_without_rows(run: Run, stage: Stage) -> None:

@@ -6,18 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 import stagelens
-from stagelens.analyses.contributions.computing import contribute
-from stagelens.analyses.contributions.contribution_table import Question, Stored
 from stagelens.analyses.contributions.first_order import contributions
-from stagelens.analyses.without_data.chosen import Chosen
-from stagelens.analyses.without_data.first_order import first_order
 from stagelens.contracts import CARRIED, Example
 from stagelens.derivatives.loss_parts import Split
 from stagelens.estimators.without_rows import LeftOutRows, without_rows
@@ -28,9 +22,9 @@ from stagelens.runs.states import load_into
 from stagelens.runs.training_rows import training_rows
 from stagelens.tasks import CausalLM
 from stagelens.tasks.packed_documents import documents_in
+from tests.support.double_language import IGNORED, made
 from tests.support.small_texts import TEXTS, gpt, gpt_tokenizer
 
-IGNORED = -100
 ACCUMULATION, STEPS, RATE = 2, 3, 0.05
 
 
@@ -102,22 +96,6 @@ def test_the_end_of_text_ends_a_document_only_where_that_is_said() -> None:
 
 
 # A recorded training
-
-
-def loss_in_double(
-    logits: Tensor, labels: Tensor, vocab_size: int, num_items_in_batch: Any = None, **_: Any
-) -> Tensor:
-    """As transformers compute it, but not in float32."""
-    shifted = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
-    return nn.functional.cross_entropy(logits.view(-1, vocab_size), shifted.reshape(-1))
-
-
-def made(config: Mapping[str, Any]) -> Any:
-    options = {name: value for name, value in config.items() if name != "model_type"}
-    options = transformers.GPT2Config(**options, attn_implementation="eager")
-    model = transformers.GPT2LMHeadModel(options).double()
-    model.loss_function = loss_in_double
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -194,17 +172,6 @@ def test_a_document_is_a_training_example_that_knows_its_uses(run: Run) -> None:
     assert table.loc["0-0", "uses"] == 3
     assert list(table.loc["0-1", "steps"]) == [0, 1, 1, 2]
     assert list(table.loc["0-1", "positions"]) == [1, 0, 4, 1]
-
-
-def test_first_order_says_nothing_of_means_over_the_rest_of_the_tokens(run: Run) -> None:
-    """How much what is left then counts for depends on how long the text is that leaves."""
-    asked = contribute(run, "test", Question())
-    assert asked.facts.unlike == ("first", "second")
-    chosen = Chosen("first", ("0-0",))
-    assert np.isfinite(first_order(asked, chosen, "kept")[0])
-    assert np.isnan(first_order(asked, chosen, "rest")[0])
-    earlier = Stored(asked.facts.model_copy(update={"unlike": None}), asked.table)
-    assert np.isnan(first_order(earlier, chosen, "rest")[0])
 
 
 def by_hand(run: Run, tokenizer: Any, gone: set[str], divisor: Divisor) -> dict[str, Tensor]:

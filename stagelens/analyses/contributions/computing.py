@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from stagelens.contracts import Progress, ProgressCallback, Refused, no_progress
 from stagelens.derivatives.curvature_kinds import USUAL, Curvature
@@ -14,10 +13,10 @@ from stagelens.derivatives.trajectory import DerivativeOptions
 from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.replay_check import check_given
 from stagelens.measuring.models import BATCH_SIZE, answers_as_the_final_model, measure
-from stagelens.replaying.batch_parts import counts_alike
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState
 
+from .batch_terms import batch_terms
 from .contribution_table import (
     ContributionFacts,
     Question,
@@ -76,7 +75,7 @@ def contribute(
         raise Refused(f"the task has no behaviour {name!r}; use one of {', '.join(kinds)}")
     first = run.stages[0] if since is None else run.stage(since)
     stored = load_contributions(run, examples, name, ids, first.name, curvature, horizon)
-    if stored is not None and stored.has_slopes:
+    if stored is not None and stored.complete:
         return stored
     check_given(run)
     swept = run.stages[first.index :]
@@ -93,12 +92,10 @@ def contribute(
     progress(_SWEEP, "reading the training examples")
     kind = kinds[name]
     rows = _observed(run, set_name, ids, name)
-    shares = found.examples
-    of_step = _of_steps(shares)
+    shares, no_rest = found.examples, {}
     for row in found.steps.itertuples():
-        own_slope = of_step.get((row.stage, row.step), {})
         rows.append({"part": "step", "stage": row.stage, "step": row.step,
-                     "value": row.contribution, **own_slope})  # fmt: skip
+                     "value": row.contribution})  # fmt: skip
     for stage in swept:
         if shares is None or stage.name in found.steps_only:
             continue
@@ -106,7 +103,12 @@ def contribute(
         of_examples = own["part"] == "example"
         carried = own.loc[~of_examples, "contribution"].sum()
         rows.append({"part": "carried", "stage": stage.name, "value": float(carried)})
-        rows += training_examples(run, stage, own[of_examples])
+        counted = None
+        try:
+            counted = batch_terms(run, stage)
+        except Refused as error:
+            no_rest[stage.name] = str(error)
+        rows += training_examples(run, stage, own[of_examples], counted)
     table = as_table(rows)
     answer = Stored(
         ContributionFacts(
@@ -125,33 +127,13 @@ def contribute(
             curvature=curvature,
             horizon=horizon,
             kind=run.task.input_kind if table["content"].notna().any() else None,
-            unlike=tuple(stage.name for stage in swept if not _count_alike(run, stage)),
+            no_rest=no_rest,
         ),
         table,
     )
     path = contributions_path(run, examples, name, ids, first.name, curvature, horizon)
     save_contributions(path, answer)
     return answer
-
-
-def _count_alike(run: Run, stage: Stage) -> bool:
-    """Whether all examples of a stage count alike in what its losses are divided by."""
-    return all(
-        counts_alike(stage, run.task, micro.batch)
-        for record in stage.read_steps()
-        for micro in record.batches or ()
-    )
-
-
-def _of_steps(shares: pd.DataFrame | None) -> dict[tuple[str, int], dict[str, Any]]:
-    """Stage and step to what its examples' slopes add up to, and how many these are."""
-    if shares is None:
-        return {}
-    own = shares[shares["part"] == "example"].groupby(["stage", "step"])["slope"]
-    return {
-        (str(stage), int(step)): {"slope": float(values.sum()), "uses": len(values)}
-        for (stage, step), values in own
-    }
 
 
 def _observed(run: Run, set_name: str, ids: Sequence[str], behaviour: str) -> list[dict[str, Any]]:

@@ -45,6 +45,11 @@ COLUMNS = {
     "slope": "float64",
     "steps": "object",
     "slopes": "object",
+    "micros": "object",
+    "counts": "object",
+    "kind": "string",
+    "terms": "float64",
+    "share": "float64",
 }
 """One table for all parts; columns that a part does not use are missing values.
 
@@ -57,10 +62,15 @@ stage), the mean over the examples asked about; and the ``answer`` if it is a si
 ``other_labels`` that the same input has in this stage; where it has a label, the ``answer`` of the
 final model and that of the model ``before`` the stage; and, of those that contributed most, the
 ``content``: the bytes of a PNG, or texts as JSON. ``steps`` and ``slopes`` list, per use, its step
-and the derivative of the behaviour in the weight of the example's loss there; ``slope`` is their
-sum. A ``step`` has the sum over its examples as well, and their number as ``uses``.
+and the derivative of the behaviour in the weight of the example's loss there, the divisor kept;
+``slope`` is their sum. ``micros`` and ``counts`` list the micro-batch of the step, and how many
+terms of its loss the example has.
+``batch``: one micro-batch, by its number in the ``step`` as ``position``: the ``kind`` of its loss
+(see :class:`stagelens.replaying.batch_parts.Cut`), how many ``terms`` that counts, its ``share``
+(1 over what it is divided by), and as ``slope`` the sum over its examples. Not of stages in
+:attr:`ContributionFacts.no_rest`.
 """
-_LATER = ("slope", "steps", "slopes")
+_LATER = ("slope", "steps", "slopes", "micros", "counts", "kind", "terms", "share")
 """Columns that answers of earlier versions lack; they are missing values there."""
 
 
@@ -126,8 +136,7 @@ class ContributionFacts(BaseModel):
             where they are to that of the final model.
         kind: What a training example is shown as; None where the task cannot show any, so that
             every place in a batch stands for itself.
-        unlike: Stages whose losses are no means over examples: each token counts in them, say, so
-            that long texts count for more. None in answers of earlier versions.
+        no_rest: Stages of whose losses there is no mean over the rest of a batch, and why.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -143,7 +152,7 @@ class ContributionFacts(BaseModel):
     curvature: Curvature = "exact"
     horizon: int | None = None
     kind: str | None = None
-    unlike: tuple[str, ...] | None = None
+    no_rest: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -158,22 +167,25 @@ class Stored:
         rows = self.table[self.table["part"] == name]
         return rows if stage is None else rows[rows["stage"] == stage]
 
+    def batches(self, stage: str) -> pd.DataFrame:
+        """The micro-batches of a stage: ``step, micro, kind, terms, share, slope``."""
+        names = ["step", "position", "kind", "terms", "share", "slope"]
+        own = self.part("batch", stage)[names].rename(columns={"position": "micro"})
+        return own.astype({"step": int, "micro": int})
+
     @property
-    def has_slopes(self) -> bool:
-        """Whether each training example has its derivative, by which leaving it out is predicted.
+    def complete(self) -> bool:
+        """Whether it holds all by which leaving training examples out is predicted.
 
-        Answers of earlier versions lack them.
+        Answers of earlier versions lack a part.
         """
-        return bool(self.part("example")["slope"].notna().all())
-
-    def counts_alike(self, stage: str) -> bool:
-        """Whether all training examples of a stage count alike in what losses are divided by.
-
-        Of texts that is not known where an earlier version answered.
-        """
-        if self.facts.unlike is None:
-            return self.facts.kind != "text"
-        return stage not in self.facts.unlike
+        for stage in self.facts.steps.keys() - self.facts.steps_only.keys():
+            if self.part("example", stage)["slope"].isna().any():
+                return False
+            counted = self.facts.steps[stage] and stage not in self.facts.no_rest
+            if counted and self.part("batch", stage).empty:
+                return False
+        return True
 
     def linearised(self, stage: str) -> float:
         """What the steps of a stage add up to: its effect to first order."""

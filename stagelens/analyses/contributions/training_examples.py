@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from stagelens.runs.states import load_into
 from stagelens.runs.step_records import MicroBatch
 from stagelens.runs.training_rows import examples_in
 
+from .batch_terms import BatchTerms, places_of
 from .contribution_table import SHOWN
 
 
@@ -40,6 +42,8 @@ class _Used:
         value: Its contributions so far.
         steps: Of its uses.
         slopes: The derivative in its weight at each of them.
+        micros: Which micro-batch of the step each is in.
+        counts: How many terms of its loss it has there.
         uses: How many contributions that is.
         shown: The bytes of a PNG, or texts as JSON.
     """
@@ -52,22 +56,31 @@ class _Used:
     value: float = 0.0
     steps: list[int] = field(default_factory=list)
     slopes: list[float] = field(default_factory=list)
+    micros: list[int] = field(default_factory=list)
+    counts: list[float] = field(default_factory=list)
     uses: int = 0
     shown: bytes | None = None
 
 
-def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict[str, Any]]:
-    """The training examples of a stage, those that raised the behaviour most first.
+def training_examples(
+    run: Run,
+    stage: Stage,
+    shares: pd.DataFrame,
+    counted: Sequence[Sequence[BatchTerms]] | None,
+) -> list[dict[str, Any]]:
+    """The training examples of a stage, those that raised the behaviour most first, and batches.
 
     Args:
         run: The run.
         stage: One of its stages.
         shares: ``step``, ``position``, ``contribution`` and ``slope`` of every use of an example
             in it.
+        counted: Every step's micro-batches; None where these have no mean over the rest.
 
     Returns:
-        Rows of ``contribution_table.COLUMNS``, by contribution.
+        Rows of ``contribution_table.COLUMNS``: examples by contribution, then micro-batches.
     """
+    every_batch: list[dict[str, Any]] = []
     found: dict[tuple[str, str | None], _Used] = {}
     steps, models = stage.read_steps(), _models(run, stage)
     for number, own in shares.groupby("step", sort=True):
@@ -75,6 +88,7 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
         batches = steps[step].batches or []
         new = []
         values = own.set_index("position")
+        micros, counts = (None, None) if counted is None else places_of(counted[step])
         for position, example in enumerate(_of_step(run.task, stage, batches)):
             # What the task cannot show cannot be compared either, so each use counts by itself.
             content = f"{step} {position}" if example is None else content_digest(example)
@@ -87,8 +101,15 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
             used.steps.append(step)
             used.slopes.append(float(values["slope"][position]))
             used.uses += 1
+            if micros is not None and counts is not None:
+                used.micros.append(int(micros[position]))
+                used.counts.append(float(counts[position]))
         # Only where an example is first used: later uses would give the same answers.
         _answer(run.task, models, batches, [used for used in new if used.label is not None])
+        if micros is not None and counted is not None:
+            slopes = values["slope"].sort_index().to_numpy(float)
+            sums = np.bincount(micros, slopes, len(counted[step]))
+            every_batch += _batch_rows(stage, step, counted[step], sums)
     rows = sorted(found.values(), key=lambda used: -used.value)
     # With few rows the two ends would overlap; the second then begins behind the first.
     for used in [*rows[:SHOWN], *rows[max(len(rows) - SHOWN, SHOWN) :]]:
@@ -98,7 +119,7 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
     labels: dict[str, list[str]] = {}
     for used in rows:
         labels.setdefault(used.content, []).append(used.label or "")
-    return [
+    every = [
         {
             "part": "example",
             "stage": stage.name,
@@ -107,6 +128,8 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
             "slope": sum(used.slopes),
             "steps": used.steps,
             "slopes": used.slopes,
+            "micros": used.micros if counted is not None else None,
+            "counts": used.counts if counted is not None else None,
             "position": used.position,
             "uses": used.uses,
             "label": used.label,
@@ -115,6 +138,25 @@ def training_examples(run: Run, stage: Stage, shares: pd.DataFrame) -> list[dict
             **used.answers,
         }
         for used in rows
+    ]
+    return every + every_batch
+
+
+def _batch_rows(
+    stage: Stage, step: int, batches: Sequence[BatchTerms], slopes: np.ndarray
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "part": "batch",
+            "stage": stage.name,
+            "step": step,
+            "position": number,
+            "kind": batch.terms.kind,
+            "terms": batch.terms.total,
+            "share": batch.share,
+            "slope": float(slope),
+        }
+        for number, (batch, slope) in enumerate(zip(batches, slopes, strict=True))
     ]
 
 
