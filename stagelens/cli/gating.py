@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stagelens.contracts import ACCURACY, Behaviour
-
 from .given_data import DatasetOption
 from .options import (
     DeviceOption,
@@ -25,11 +23,11 @@ from .options import (
 from .terminal import Reporter, Table, print_table, say
 
 if TYPE_CHECKING:
-    from stagelens.analyses.gate.report import GateReport, SliceFinding
+    import pandas as pd
+
+    from stagelens.analyses.gate.report import GateReport
 
 commands = typer.Typer()
-
-_WORDS = {"fine": "FINE", "regressed": "REGRESSED", "could not tell": "COULD NOT TELL"}
 
 
 @commands.command(
@@ -107,12 +105,15 @@ def gate(
     optimizer: OptimizerOption = None,
     device: DeviceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; see docs/gate.md.")] = False,
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="Exit with 0 whatever the verdict is.")
+    ] = False,
     progress: ProgressFile = None,
 ) -> None:
     """Say whether any slice got worse from an old model to a new one, and which stage did it.
 
     Exit status: 0 none dropped by more than is allowed, 3 one did, 4 it could not be told, 1 an
-    error, 2 wrong usage.
+    error, 2 wrong usage. What was found is kept with the new run, and shown on the dashboard.
     """
     leaves = _leaves(new, leaf or [])
     if estimand not in ("recipes", "models"):
@@ -121,8 +122,9 @@ def gate(
         )
     limits = _limits(max_drop or [])
     with Reporter(own_file(progress)).running() as report:
-        from stagelens.analyses.gate.gate import Asked
+        from stagelens.analyses.gate.asked import Asked
         from stagelens.analyses.gate.gate import gate as judge
+        from stagelens.analyses.gate.stored import gate_path, keep_gate
 
         paths = (old, old if new is None else new)
         sides = [
@@ -142,11 +144,13 @@ def gate(
             stages=stages,
         )
         found = judge(sides[0], sides[1], asked, repeats[0], repeats[1], report)
+        path = gate_path(sides[0][1], sides[1][1], asked, repeats[0], repeats[1])
+        keep_gate(path, sides[1][1], found)
     if as_json:
         say(found.model_dump_json(indent=1))
     else:
         _print(found)
-    raise typer.Exit(found.exit_status)
+    raise typer.Exit(0 if exit_zero else found.exit_status)
 
 
 def _leaves(new: str | None, given: Sequence[str]) -> tuple[str | None, str | None]:
@@ -179,83 +183,29 @@ def _limits(given: Sequence[str]) -> dict[str, float]:
 
 
 def _print(found: GateReport) -> None:
-    _print_slices(found)
+    from stagelens.analyses.gate import tables
+
+    title = f"{found.new.run} against {found.old.run} on {found.set}"
+    _print_table(title, tables.slice_rows(found), {"examples", "old", "new", "drop", "95 %"})
+    if said := tables.trained(found):
+        say(said)
     if found.stages:
-        _print_stages(found)
+        title = "What each stage of the new recipe has to do with it"
+        _print_table(title, tables.stage_rows(found), {"drop", "95 %, all stages"})
+        for said in (*tables.stage_reasons(found), tables.STAGES_ARE):
+            say(said)
     for note in found.notes:
         say(note if note.endswith((".", "!", "?")) else f"{note}.")
     for row in found.slices:
         if row.verdict != "fine":
             say(f"{row.words}: {row.reason}")
-    say(f"{_WORDS[found.verdict]}: {_summary(found)}")
+    say(f"{found.verdict.upper()}: {tables.counted(found)}")
 
 
-def _summary(found: GateReport) -> str:
-    """What is judged, over how many slices."""
-    counts = [f"{sum(s.verdict == v for s in found.slices)} {v}" for v in _WORDS]
-    what = "what the change of recipe did" if found.estimand == "recipes" else "these two models"
-    return (
-        f"of {len(found.slices)} slices {', '.join(counts)} ({what}; at {100 * found.level:g} % "
-        "for all slices together)."
-    )
-
-
-def _print_slices(found: GateReport) -> None:
-    table = Table(title=f"{found.new.run} against {found.old.run} on {found.set}")
-    for name in ("behaviour", "slice", "examples", "old", "new", "drop", "95 %", "verdict"):
-        side = "left" if name in ("behaviour", "slice", "verdict") else "right"
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for row in found.slices:
-        where = "all" if row.by is None else f"{row.by} = {row.group}"
-        means = (_value(row.old, row), _value(row.new, row))
-        drop = (_drop(row.drop, row), _ends(row.low, row.high, row))
-        table.add_row(row.behaviour, where, f"{row.examples:,}", *means, *drop, row.verdict)
+def _print_table(title: str, rows: pd.DataFrame, numbers: set[str]) -> None:
+    table = Table(title=title)
+    for name in rows.columns:
+        table.add_column(name, justify="right" if name in numbers else "left")
+    for row in rows.itertuples(index=False):
+        table.add_row(*row)
     print_table(table)
-    both = (("old", found.old), ("new", found.new))
-    told = [f"{name} {side.trainings} ({side.source})" for name, side in both]
-    if found.estimand == "recipes":
-        say(f"Drops are means over trainings of each recipe: {', '.join(told)}.")
-
-
-def _print_stages(found: GateReport) -> None:
-    table = Table(title="What each stage of the new recipe has to do with it")
-    for name in ("slice", "stage", "how", "drop", "95 %, all stages", "trust", "did it"):
-        side = "right" if name in ("drop", "95 %, all stages") else "left"
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
-    by_slice = {(s.behaviour, s.by, s.group): s for s in found.slices}
-    for row in found.stages:
-        one = by_slice[row.behaviour, row.by, row.group]
-        numbers = (_drop(row.drop, one), _ends(row.low, row.high, one))
-        did = "yes" if row.did_it else ""
-        table.add_row(one.words, row.stage, row.how, *numbers, row.trust, did)
-    print_table(table)
-    for said in dict.fromkeys(f"{row.stage}: {row.reason}" for row in found.stages):
-        say(said)
-    say(
-        "With the old run's stage in place of the new one (exchange) the new model would be better "
-        "by the drop. These are of the recorded models; of several stages they need not add up."
-    )
-
-
-def _kind(row: SliceFinding) -> Behaviour:
-    if row.behaviour == ACCURACY.name:
-        return ACCURACY
-    return Behaviour(row.behaviour, row.better, row.unit)
-
-
-def _value(value: float | None, row: SliceFinding) -> str:
-    from stagelens.wording.numbers import value_text
-
-    return "-" if value is None else value_text(value, _kind(row))
-
-
-def _drop(value: float | None, row: SliceFinding) -> str:
-    from stagelens.wording.numbers import signed_text
-
-    return "-" if value is None else signed_text(value, _kind(row))
-
-
-def _ends(low: float | None, high: float | None, row: SliceFinding) -> str:
-    if low is None or high is None:
-        return "not known"
-    return f"{_drop(low, row)} to {_drop(high, row)}"

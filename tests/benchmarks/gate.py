@@ -37,7 +37,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from stagelens.analyses.gate.gate import Asked, gate
+from stagelens.analyses.gate.asked import Asked
+from stagelens.analyses.gate.gate import gate
 from stagelens.analyses.gate.report import GateReport
 from stagelens.runs.claims import claim
 from stagelens.runs.run import Run, open_run

@@ -16,6 +16,7 @@ from tests.pages.reading import check, table, words
 
 PAGES = [path for path, *_ in components.PAGES]
 EXAMPLES, REPORT = "pages/1_Examples.py", "pages/5_Report.py"
+GATE = "pages/6_Regression_gate.py"
 CHOSEN = {
     "set": "test",
     "measure": "loss",
@@ -44,8 +45,8 @@ def test_every_page_has_the_same_bar_with_what_the_link_chose(
     open_page, demo: Path, page: str
 ) -> None:
     app = check(open_page(demo.parent, LINK, page))
-    # Findings are shown as they were pinned: only the set changes what a report begins with.
-    assert shown(app) == ({"set": "test"} if page == REPORT else CHOSEN)
+    # Of a report, or a gate with choices of its own, only the set changes what it begins with.
+    assert shown(app) == ({"set": "test"} if page in (REPORT, GATE) else CHOSEN)
     assert {**CHOSEN, "run": "digits"}.items() <= dict(app.query_params).items()
 
 
@@ -61,6 +62,7 @@ _FOLDED = {
     "pages/3_Remove_a_stage.py": "stamped · replay",
     "pages/4_Trust.py": "loss",
     REPORT: "",
+    GATE: "",
 }
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stagelens.analyses.gate.asked import Asked
 from stagelens.analyses.gate.blame import StageDrop, blamed, stage_drops
 from stagelens.analyses.gate.finals import recorded, redrawn, shared_stages
-from stagelens.analyses.gate.gate import Asked, gate
+from stagelens.analyses.gate.gate import gate
 from stagelens.analyses.gate.report import GateReport, SliceFinding
 from stagelens.analyses.gate.slices import GateSlice
+from stagelens.analyses.gate.stored import stored_gates
 from stagelens.analyses.slices.saved import save_slice
 from stagelens.contracts import ACCURACY, Progress, RunError, StageLensError, no_progress
 from stagelens.effects.computing import attribute, boundaries
@@ -225,7 +227,11 @@ def test_the_command_says_it_in_words_in_json_and_by_its_status(
     assert "REGRESSED: of 3 slices" in told.out and "stage adapt of the new recipe" in told.out
     found = json.loads(command(*words, "--json").out)
     assert (found["format"], found["version"]) == ("stagelens gate", 1)
-    assert GateReport.model_validate(found).exit_status == 3
+    report = GateReport.model_validate(found)
+    assert report.exit_status == 3
+    new = open_run(folder / NEW)
+    assert stored_gates(new, new.evaluation_set())[0].report == report
+    assert command(*words, "--exit-zero").status == 0
     assert command(*words[:2], "--leaf", "polish").status == 2
     assert command(*words, "--estimand", "truth").status == 2
     assert command(*words, "--max-drop", "much").status == 2

@@ -77,6 +77,7 @@ LIGHT = {
     "stagelens.ui.examples.own_answers": HEAVY - {"streamlit"},
     "stagelens.ui.examples.without_data": HEAVY - {"streamlit"},
     "stagelens.ui.overview.benchmarks": HEAVY - {"streamlit"},
+    "stagelens.ui.gate.sections": HEAVY - {"streamlit"},
     "stagelens.ui.trust.scores": HEAVY - {"streamlit"},
     "stagelens.ui.spurious.features": HEAVY - {"streamlit"},
     "stagelens.ui.spurious.groups": HEAVY - {"streamlit"},

@@ -109,10 +109,19 @@ def redrawn(
 
     check_drawable(run, first)
     draws = {
-        f"draw:{first}:{number}": partial(drawn_final, run, number, first)
-        for number in range(count)
+        _draw(first, number): partial(drawn_final, run, number, first) for number in range(count)
     }
     return _measured(run, examples, draws, progress)
+
+
+def _draw(first: int, number: int) -> str:
+    return f"draw:{first}:{number}"
+
+
+def draws_left(run: Run, examples: EvaluationSet, count: int, first: int = 0) -> int:
+    """How many of the redraws of :func:`redrawn` have yet to be trained."""
+    stored = _stored(_path(run, examples), run)
+    return sum(_draw(first, number) not in stored for number in range(count))
 
 
 def shared_stages(old: Run, new: Run) -> int:
@@ -222,10 +231,9 @@ def _measured(
     progress: ProgressCallback,
 ) -> list[Values]:
     """What is stored of these models; what is not is trained, measured and stored, one by one."""
-    key = digest("finals", VERSION, METHOD, run.digest, examples.digest)[:32]
-    path = run.files.inside(f"results/finals/{key}.parquet")
+    path = _path(run, examples)
     overall = Progress(progress)
-    with claim(path.with_name(f".{key[:16]}.lock")):
+    with claim(path.with_name(f".{path.stem[:16]}.lock")):
         stored = _stored(path, run)
         lacking = [name for name in models if name not in stored]
         if lacking:
@@ -271,6 +279,11 @@ class _Meter:
         if not any(np.isfinite(each).any() for each in one.values.values()):
             raise Refused("a training of this recipe ended in NaN or infinite numbers")
         return values_of(one, examples.table([])["label"])
+
+
+def _path(run: Run, examples: EvaluationSet) -> Path:
+    key = digest("finals", VERSION, METHOD, run.digest, examples.digest)[:32]
+    return run.files.inside(f"results/finals/{key}.parquet")
 
 
 def _stored(path: Path, run: Run) -> dict[str, dict[str, np.ndarray]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -16,46 +15,20 @@ from stagelens.runs.sets.clusters import CLUSTER, with_sources
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.trust_words import trust_word
 
+from .asked import DEFAULT, Asked
 from .blame import ScoredKind, blamed, stage_drops
 from .finals import scores_of_both, shared_stages
 from .judging import judged, limit, number, without_empty
-from .report import STATUS, Estimand, GateReport, How, SliceFinding, StageFinding
+from .report import STATUS, GateReport, How, SliceFinding, StageFinding
 from .sides import Compared, compared, measure, train_again
 from .slices import GateSlice, chosen_slices
 from .verdict import FAMILY, overall
-
-DRAWS = 8
-"""Redraws of each recipe by default."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a gate is asked.
-
-    Attributes:
-        set_name: Of the new run; None for the only one, else ``test``.
-        slices: See ``slices.chosen_slices``.
-        behaviours: Names; without any accuracy, or else the first that is measured.
-        max_drop: Behaviour to how much it may drop, in points of a share, else in its own unit;
-            ``""`` for all others.
-        estimand: What drops are of.
-        draws: Redraws of each recipe; 0 for none.
-        stages: Whether stages are looked at where a slice regressed.
-    """
-
-    set_name: str | None = None
-    slices: Sequence[str] = ()
-    behaviours: Sequence[str] = ()
-    max_drop: Mapping[str, float] = field(default_factory=dict)
-    estimand: Estimand = "recipes"
-    draws: int = DRAWS
-    stages: bool = True
 
 
 def gate(
     old: tuple[str, Run],
     new: tuple[str, Run],
-    asked: Asked = Asked(),
+    asked: Asked = DEFAULT,
     old_repeats: Sequence[Run] = (),
     new_repeats: Sequence[Run] = (),
     progress: ProgressCallback = no_progress,

@@ -12,14 +12,12 @@ from stagelens.effects.contrasts import mean_spread
 from stagelens.wording.folding import listed
 from stagelens.wording.numbers import is_share, signed_text
 
+from .asked import POINTS
 from .blame import counted_besides
 from .report import Estimand, SliceFinding
 from .sides import Compared
 from .slices import GateSlice
 from .verdict import Drop, holm, judge, training_noise
-
-POINTS = 2.0
-"""How many points a share may drop by default."""
 
 
 def limit(kind: Behaviour, given: Mapping[str, float], scores: Sequence[str] = ()) -> float:

@@ -31,6 +31,7 @@ PAGES = (
     ("pages/2_Spurious_features.py", "Spurious features", ":material/troubleshoot:"),
     ("pages/3_Remove_a_stage.py", "Remove a stage", ":material/content_cut:"),
     ("pages/4_Trust.py", "Trust", ":material/verified:"),
+    ("pages/6_Regression_gate.py", "Regression gate", ":material/rule:"),
     ("pages/5_Report.py", "Report", ":material/description:"),
 )
 
