@@ -8,7 +8,7 @@ One command replays, goes on where it stopped, and prints the tables::
 the groups on *Which data* are offered. *Worst 20* and *best 20*: for single evaluation examples,
 the 20 examples of a stage that hurt, or helped, it most to first order, as the page's list has
 them. Losses are means over the rest, later stages follow. Runs, questions and the file of replays
-are those of ``leave_some_out.py``.
+are those of ``leave_some_out.py``; ``--run`` takes a recorded run in place of scenarios.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from stagelens.contracts import Example
 from stagelens.replaying.left_out import Divisor
-from stagelens.runs.run import Run
+from stagelens.runs.run import open_run
 from tests.benchmarks.group_agreement import (
     UseScores,
     membership,
     predicted,
     rank_correlations,
     relative_error,
+    shifted,
     slope_between,
     slope_of_sizes,
 )
@@ -44,6 +46,7 @@ from tests.benchmarks.scenarios import SCENARIOS, recorded
 LABEL, WORST, BEST = "label", "worst 20", "best 20"
 KINDS = (LABEL, WORST, BEST)
 SIZE = 20
+FIRST = 3
 DIVISOR: Divisor = "rest"
 
 
@@ -116,20 +119,21 @@ def agreement(effects: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     }
 
 
+@dataclass(frozen=True)
 class Measured:
-    """One run: its questions, replays and scores.
+    """One run.
 
-    Args:
-        name: Of the scenario.
-        seed: Of the run.
-        cache: Of runs, replays and scores.
+    Attributes:
+        known: What its lines begin with.
+        questions: Evaluation examples.
+        replays: Of the run.
+        scores: By method.
     """
 
-    def __init__(self, name: str, seed: int, cache: Path) -> None:
-        self.run: Run = recorded(SCENARIOS[name], seed, cache)
-        self.questions, self.replays, start = asked_of(self.run, SCENARIOS[name], seed, cache)
-        self.scores: dict[str, Scored] = all_scores(self.run, self.questions, seed, start)
-        self.known = {"scenario": name, "seed": seed}
+    known: dict[str, object]
+    questions: list[Example]
+    replays: Replays
+    scores: dict[str, Scored]
 
     def labels(self, stage: str) -> list[dict[str, object]]:
         """A line per method about the groups by label of a stage."""
@@ -150,11 +154,21 @@ class Measured:
             for name in (WEIGHTS, HELD, "TracIn", "random")
         }
         found["another order"] = other
-        known = {**self.known, "stage": stage, "groups": len(groups)}
-        return [
-            {**known, "method": name, **agreement(effects, prediction)}
+        known = {**self.known, "stage": stage}
+        lines: list[dict[str, object]] = [
+            {**known, "groups": len(groups), "method": name, **agreement(effects, prediction)}
             for name, prediction in found.items()
         ]
+        # The page offers to replay the first three, by their mean over what is asked about.
+        first = np.argsort(found[WEIGHTS].mean(0))[:FIRST].tolist()
+        left = np.setdiff1d(np.arange(len(groups)), first)
+        if left.size > 1:
+            rest, moved = shifted(effects, found[WEIGHTS], first)
+            known["groups"] = left.size
+            plain = agreement(rest, found[WEIGHTS][:, left])
+            lines.append({**known, "method": "the rest", **plain})
+            lines.append({**known, "method": "the rest, shifted", **agreement(rest, moved)})
+        return lines
 
     def chosen(self, stage: str, kind: str, count: int) -> list[dict[str, object]]:
         """A line per question about the examples that hurt, or helped, it most to first order."""
@@ -175,6 +189,26 @@ class Measured:
                 line[name] = float(told[number, 0])
             lines.append(line)
         return lines
+
+
+def of_scenario(name: str, seed: int, cache: Path) -> Measured:
+    """A run of the benchmarks' scenarios."""
+    run = recorded(SCENARIOS[name], seed, cache)
+    questions, replays, start = asked_of(run, SCENARIOS[name], seed, cache)
+    scores = all_scores(run, questions, seed, start)
+    return Measured({"scenario": name, "seed": seed}, questions, replays, scores)
+
+
+def of_run(path: Path, set_name: str, count: int, cache: Path) -> Measured:
+    """A run of one's own, by evenly spaced examples of one of its evaluation sets."""
+    run = open_run(path)
+    examples = run.evaluation_set(set_name)
+    places = np.linspace(0, len(examples) - 1, count).astype(int)
+    questions = [examples.examples(int(k), int(k) + 1)[0] for k in places]
+    start = cache / f"chosen-groups-{path.name}-{set_name}-{count}"
+    replays = Replays(run, 0, questions, start.with_name(f"{start.name}.jsonl"))
+    scores = all_scores(run, questions, 0, start)
+    return Measured({"scenario": f"{path.name}, {set_name}", "seed": 0}, questions, replays, scores)
 
 
 def of_chosen(lines: pd.DataFrame) -> pd.DataFrame:
@@ -208,21 +242,27 @@ def main() -> None:
         choices=SCENARIOS,
         default=["digits-adamw-5e-4", "digits-sgd-0.01"],
     )
+    parser.add_argument("--run", type=Path, help="a recorded run in place of scenarios")
+    parser.add_argument("--sets", nargs="+", default=["test"], help="of the recorded run")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--questions", type=int, default=16, help="of worst and best 20")
+    parser.add_argument(
+        "--questions", type=int, default=16, help="of worst and best 20; of a recorded run"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     labels: list[dict[str, object]] = []
     others: list[dict[str, object]] = []
-    for name in options.scenarios:
-        for seed in options.seeds:
-            measured = Measured(name, seed, options.cache)
-            for stage in measured.replays.names:
-                for kind in options.kinds:
-                    if kind == LABEL:
-                        labels += measured.labels(stage)
-                    else:
-                        others += measured.chosen(stage, kind, options.questions)
+    if options.run is None:
+        found = (of_scenario(n, k, options.cache) for n in options.scenarios for k in options.seeds)
+    else:
+        found = (of_run(options.run, n, options.questions, options.cache) for n in options.sets)
+    for measured in found:
+        for stage in measured.replays.names:
+            for kind in options.kinds:
+                if kind == LABEL:
+                    labels += measured.labels(stage)
+                else:
+                    others += measured.chosen(stage, kind, options.questions)
     with pd.option_context("display.max_rows", None, "display.max_columns", None,
                            "display.width", 250):  # fmt: skip
         if labels:

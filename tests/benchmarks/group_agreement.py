@@ -108,6 +108,24 @@ def relative_error(effects: np.ndarray, prediction: np.ndarray) -> float:
     return float(np.linalg.norm(prediction - effects) / np.linalg.norm(effects))
 
 
+def shifted(
+    effects: np.ndarray, prediction: np.ndarray, replayed: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Effects of the groups that were not replayed, and what is predicted of them then; (K, R).
+
+    Groups of a size have in common what first order leaves out. Where some were replayed, the mean
+    of what their replays say beyond first order is added to the rest, question by question.
+
+    Args:
+        effects: (K, S) by replay.
+        prediction: (K, S).
+        replayed: Of the S groups, those whose replay is known.
+    """
+    rest = np.setdiff1d(np.arange(effects.shape[1]), replayed)
+    beyond = (effects - prediction)[:, list(replayed)].mean(1, keepdims=True)
+    return effects[:, rest], prediction[:, rest] + beyond
+
+
 def membership(groups: Sequence[frozenset[int]], rows: np.ndarray) -> np.ndarray:
     """(S, U) whether each group has the example of each use.
 

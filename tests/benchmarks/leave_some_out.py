@@ -41,6 +41,7 @@ from tests.benchmarks.group_agreement import (
     predicted,
     rank_correlations,
     relative_error,
+    shifted,
     slope_between,
     slope_of_sizes,
     slopes_between,
@@ -52,6 +53,8 @@ FRACTIONS = {"digits": (0.1, 0.5), "fashion": (0.1, 0.5)}
 """Of the stage's examples; texts are dear, so that there it is a tenth alone."""
 QUESTIONS = {"digits": 64, "fashion": 48}
 FEW_QUESTIONS = 8
+ONE_REPLAYED = f"{group_scores.WEIGHTS}, one group replayed"
+"""What the replay of the first group says beyond first order is added to all others."""
 SCORED = {"fashion": 4}
 """Of the questions of replays, every so manieth is scored: a sweep takes time for each."""
 
@@ -186,6 +189,9 @@ def measure_run(
             )
             more = {**known, "method": name, "seconds": one.seconds}
             lines.append(measured(effects[cell], prediction, more))
+            if name == group_scores.WEIGHTS:
+                rest, moved = shifted(effects[cell], prediction, [0])
+                lines.append(measured(rest, moved, {**more, "method": ONE_REPLAYED}))
         if (stage, fraction, divisor, OTHER_ORDER) in effects:
             other = effects[stage, fraction, divisor, OTHER_ORDER]
             same = effects[cell][:, : other.shape[1]]

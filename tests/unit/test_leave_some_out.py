@@ -34,6 +34,7 @@ from tests.benchmarks.group_agreement import (
     predicted,
     rank_correlations,
     relative_error,
+    shifted,
     slope_between,
     slope_of_sizes,
 )
@@ -187,6 +188,13 @@ def test_agreement_is_counted_per_question() -> None:
     assert relative_error(effects[:1], between(effects[:1])) == pytest.approx((12 / 14) ** 0.5)
 
 
+def test_one_replay_tells_what_groups_have_in_common() -> None:
+    prediction = np.array([[1.0, 2.0, 4.0], [3.0, 2.0, 1.0]])
+    effects = prediction + np.array([[5.0], [-1.0]])
+    rest, moved = shifted(effects, prediction, [1])
+    assert moved.tolist() == rest.tolist() == [[6.0, 9.0], [2.0, 0.0]]
+
+
 def test_groups_are_drawn_apart_and_the_same_whatever_is_done_with_them(linear: Run) -> None:
     count = len(training_rows(linear, linear.stages[0]))
     drawn = [
@@ -222,6 +230,8 @@ def test_lines_of_a_run_say_what_was_compared(
     assert abs(by_method["random", 0.5]["lds"]) < 0.9
     assert by_method["TracIn", 0.1]["seconds"] > 0
     assert by_method["another order", 0.1]["groups"] == 4
+    assert by_method[leave_some_out.ONE_REPLAYED, 0.5]["error"] == pytest.approx(0, abs=1e-6)
+    assert by_method[leave_some_out.ONE_REPLAYED, 0.5]["groups"] == 7
     assert by_method[WEIGHTS, 0.1]["groups"] == 8
     # Scores come from their files the second time, replays from theirs.
     monkeypatch.setattr(group_scores, "adjoint_scores", None)
@@ -234,7 +244,7 @@ def test_chosen_groups_are_predicted_in_full_where_effects_add_up(
 ) -> None:
     monkeypatch.setattr(chosen_groups, "recorded", lambda *_: linear)
     monkeypatch.setattr(chosen_groups, "SIZE", 3)
-    measured = chosen_groups.Measured("digits-sgd-0.01", 3, tmp_path)
+    measured = chosen_groups.of_scenario("digits-sgd-0.01", 3, tmp_path)
     groups = chosen_groups.by_label(measured.replays, "two")
     table = measured.replays.table("two").table
     assert {name: len(own) for name, own in groups.items()} == dict(table["label"].value_counts())
