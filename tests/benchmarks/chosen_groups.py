@@ -191,11 +191,11 @@ class Measured:
         return lines
 
 
-def of_scenario(name: str, seed: int, cache: Path) -> Measured:
-    """A run of the benchmarks' scenarios."""
+def of_scenario(name: str, seed: int, cache: Path, since: str | None = None) -> Measured:
+    """A run of the benchmarks' scenarios, with scores since a stage."""
     run = recorded(SCENARIOS[name], seed, cache)
     questions, replays, start = asked_of(run, SCENARIOS[name], seed, cache)
-    scores = all_scores(run, questions, seed, start)
+    scores = all_scores(run, questions, seed, start, since)
     return Measured({"scenario": name, "seed": seed}, questions, replays, scores)
 
 
@@ -244,6 +244,7 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, help="a recorded run in place of scenarios")
     parser.add_argument("--sets", nargs="+", default=["test"], help="of the recorded run")
+    parser.add_argument("--stages", nargs="+", help="some of the stages alone, in their order")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument(
         "--questions", type=int, default=16, help="of worst and best 20; of a recorded run"
@@ -253,11 +254,13 @@ def main() -> None:
     labels: list[dict[str, object]] = []
     others: list[dict[str, object]] = []
     if options.run is None:
-        found = (of_scenario(n, k, options.cache) for n in options.scenarios for k in options.seeds)
+        since = options.stages[0] if options.stages else None
+        pairs = ((name, seed) for name in options.scenarios for seed in options.seeds)
+        found = (of_scenario(name, seed, options.cache, since) for name, seed in pairs)
     else:
         found = (of_run(options.run, n, options.questions, options.cache) for n in options.sets)
     for measured in found:
-        for stage in measured.replays.names:
+        for stage in options.stages or measured.replays.names:
             for kind in options.kinds:
                 if kind == LABEL:
                     labels += measured.labels(stage)
