@@ -8,6 +8,7 @@ from stagelens.ui.trust import (
     calibration,
     costs,
     draws,
+    first_order,
     in_use,
     scores,
     sections,
@@ -31,6 +32,7 @@ if workspace is not None:
         view = sections.choose(workspace)
         if view is None:
             verifying.nothing_yet(workspace)
+            first_order.of_training_data(workspace)
             calibration.what_promises_are_worth(workspace)
             verifying.verification_form(workspace)
         else:
@@ -39,5 +41,6 @@ if workspace is not None:
             stages.noise(workspace, view)
             draws.draws(workspace, view)
             costs.every_estimate(workspace, view)
+            first_order.of_training_data(workspace)
             calibration.what_promises_are_worth(workspace)
             verifying.verification_form(workspace)

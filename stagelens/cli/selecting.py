@@ -63,6 +63,14 @@ def select(
         list[str] | None,
         typer.Option(help="Only this example of the target; may be given several times."),
     ] = None,
+    slice_name: Annotated[
+        str | None,
+        typer.Option(
+            "--slice",
+            metavar="NAME",
+            help="Only the target's examples in this slice, as a page saved it.",
+        ),
+    ] = None,
     behaviour: Annotated[
         str | None, typer.Option(help="What is to become better [loss, else the first].")
     ] = None,
@@ -127,20 +135,28 @@ def select(
     if prove in (1, 2):
         raise StageLensError("--prove takes 3 draws or more: fewer have no interval")
     groups = groups_of(group)
+    if slice_name is not None and example:
+        raise StageLensError("give --slice or --example, not both: each says which examples")
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         from stagelens.analyses.contributions.contribution_table import Question
         from stagelens.analyses.selection.choosing import choose
-        from stagelens.analyses.selection.exporting import row_numbers
+        from stagelens.analyses.selection.exporting import row_numbers, with_places
         from stagelens.analyses.selection.outcomes import Wanted, usual_horizons
         from stagelens.analyses.selection.ranking import target_behaviour
         from stagelens.analyses.selection.sentences import chosen, cost
+        from stagelens.analyses.slices.saved import slice_of
+        from stagelens.runs.training_rows import load_training_rows
 
-        own = opened.stage(stage)
+        own, examples = opened.stage(stage), opened.evaluation_set(target)
+        ids = tuple(example or ())
+        if slice_name is not None:
+            ids = slice_of(opened, examples, slice_name).example_ids
         wanted = Wanted(
             stage=stage,
-            set_name=opened.evaluation_set(target).name,
-            question=Question(ids=tuple(example or ()), groups=groups),
+            set_name=examples.name,
+            question=Question(ids=ids, groups=groups),
+            slice_name=slice_name or "",
             behaviour=target_behaviour(opened, behaviour).name,
             horizons=tuple(horizon or usual_horizons(own.steps)),
             keep=keep,
@@ -151,6 +167,7 @@ def select(
         say(cost(opened, wanted))
         outcome = choose(opened, wanted, report)
         rows = None if indices is None else row_numbers(outcome.kept, stage)
+        kept = with_places(outcome.kept, load_training_rows(opened, own))
         looked, set_name = outcome.facts.ranking.horizon, wanted.set_name
         kind = outcome.behaviour
         _, said = checked(opened, stage, set_name, kind, check_smoothness, looked, report)
@@ -160,7 +177,7 @@ def select(
     _print_horizons(outcome)
     _print_proof(outcome)
     if out is not None:
-        write_table(out, outcome.kept)
+        write_table(out, kept)
     if indices is not None and rows is not None:
         with atomic_path(indices) as temporary:
             temporary.write_text(json.dumps(rows), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,21 +16,24 @@ from stagelens.analyses.without_data.chosen import (
     by_filter,
     by_ids,
     by_slice,
+    by_values,
     columns_of,
     listed,
     one_line,
     read_ids,
+    read_table,
     save_slice,
 )
+from stagelens.analyses.without_data.controls import against, control
 from stagelens.analyses.without_data.sentences import how, mean_effect, named, sentence
 from stagelens.analyses.without_data.stored import WithoutData
-from stagelens.contracts import ACCURACY, Behaviour, ProgressCallback, StageLensError
+from stagelens.contracts import ACCURACY, Behaviour, Progress, ProgressCallback, StageLensError
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.estimators.without_rows import ESTIMATORS
 from stagelens.runs.run import Run
 from stagelens.runs.training_rows import TrainingRows
 from stagelens.trust.trust_columns import with_trust
-from stagelens.wording.numbers import count_text, signed_text
+from stagelens.wording.numbers import count_text, phrase, signed_text
 from stagelens.wording.trust_words import trust_explanation, trust_word
 
 from .given_data import DatasetOption
@@ -147,6 +151,24 @@ def without_data(
             'the result is shown: "with label 3".',
         ),
     ] = "",
+    each: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="A replay for each value of a column, without these examples alone: of the "
+            "training examples, or of the file that --ids names. Without --where, --ids, "
+            "--example and --slice, of all examples.",
+        ),
+    ] = None,
+    controls: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="DRAWS",
+            help="Also replay without as many other examples of the stage, drawn at random: so "
+            "many times. It says whether the chosen ones did more.",
+        ),
+    ] = 0,
     divisor: Annotated[
         str,
         typer.Option(
@@ -177,11 +199,16 @@ def without_data(
     progress: ProgressFile = None,
 ) -> None:
     """What the final model would do without some training examples of a stage, by replay."""
-    if sum(given is not None for given in (where, ids, example, slice_name)) != 1:
+    named = sum(given is not None for given in (where, ids, example, slice_name))
+    if named != 1 and not (named == 0 and each is not None):
         raise StageLensError(
             "say which training examples are left out by one of --where, --ids, --example and "
             "--slice"
         )
+    if words and each is not None:
+        raise StageLensError("--words is for one choice of examples; --each says its own")
+    if out is not None and each is not None:
+        raise StageLensError("--out holds the effects of one choice; leave out --each or --out")
     if words and ids is None and not example:
         raise StageLensError("--words needs --ids or --example; a filter and a slice say their own")
     if divisor not in DIVISORS:
@@ -196,12 +223,28 @@ def without_data(
         from stagelens.analyses.without_data import computing
 
         settings = chosen_settings(budget, exact_stages)
-        found = computing.without_data(
-            opened, examples.name, chosen, own, estimator, settings, report
-        )
-    _print(found)
+        parts = [chosen]
+        if each is not None:
+            parts = by_values(rows, chosen, each, None if ids is None else read_table(ids))
+        every = [
+            [part, *(control(rows, part, number) for number in range(controls))] for part in parts
+        ]
+        overall, total = Progress(report), sum(map(len, every))
+        found, done = [], 0
+        for group in every:
+            found.append([])
+            for one in group:
+                found[-1].append(
+                    computing.without_data(
+                        *(opened, examples.name, one, own, estimator, settings),
+                        overall.part(done / total, (done + 1) / total),
+                    )
+                )
+                done += 1
+    for one, *random in found:
+        _print(one, random)
     if out is not None:
-        write_table(out, with_trust(found.table, {stage: found.facts.trust}))
+        write_table(out, with_trust(found[0][0].table, {stage: found[0][0].facts.trust}))
 
 
 def _first(report: ProgressCallback) -> ProgressCallback:
@@ -218,6 +261,8 @@ def _chosen(
     slice_name: str | None,
     words: str,
 ) -> Chosen:
+    if where is None and ids is None and slice_name is None and not example:
+        return by_ids(rows, rows.table["example_id"].tolist())
     if where is not None:
         return by_filter(rows, where)
     if slice_name is not None:
@@ -225,7 +270,7 @@ def _chosen(
     return by_ids(rows, (example or []) if ids is None else read_ids(ids), one_line(words))
 
 
-def _print(found: WithoutData) -> None:
+def _print(found: WithoutData, random: Sequence[WithoutData]) -> None:
     facts = found.facts
     count = found.table["example_id"].nunique()
     printed = Table(
@@ -248,5 +293,7 @@ def _print(found: WithoutData) -> None:
         )
     print_table(printed)
     say(str(sentence(found, behaviours[0])))
+    if said := against(found, random, behaviours[0]):
+        say(f"{phrase(behaviours[0])[:1].upper()}{phrase(behaviours[0])[1:]}: {said}")
     say(f"{how(facts)} {DRAWN}")
     say(f"{trust_word(facts.trust)}: {trust_explanation(facts.trust)}")

@@ -4,10 +4,11 @@ One command prints a line per scenario and seed::
 
     python tests/benchmarks/selection.py --cache DIR [--seeds 3 4 5] [--scenarios NAME ...]
 
-On ``fashion`` the stage is the one with 30 % of labels redrawn, the target clean images; on
-``mixed`` it holds comments of two sources, and the target is of one of them. One half of the
-target's examples makes the ranking, the other judges. Wrong labels are those that were redrawn to
-another class. What was replayed is kept in the run, so that the command goes on where it stopped.
+On ``fashion`` the stage is the one with 30 % of labels redrawn, the target clean images; what is to
+be dropped are wrong labels, those that were redrawn to another class. On ``mixed`` the stage holds
+comments of two sources, and the target is of one of them; what is to be dropped is the other. One
+half of the target's examples makes the ranking, the other judges. What was replayed is kept in the
+run, so that the command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,27 +30,50 @@ from stagelens.analyses.selection.horizons import try_horizons
 from stagelens.analyses.selection.outcomes import usual_horizons
 from stagelens.analyses.selection.proving import prove
 from stagelens.analyses.selection.tables import Proof, Ranking
+from stagelens.contracts import Example
+from stagelens.runs.example_content import content_digest
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.training_rows import every_use
 from tests.benchmarks.scenarios import DATA, SCENARIOS, recorded
+from tests.support.real_texts import mixed_sources
 
-STAGES = {"fashion": ("noisy-labels", {"group": "clean"}), "mixed": ("mixed", {})}
-NAMES = ("fashion-adamw-3e-4", "fashion-sgd-0.02", "mixed-adamw-5e-5")
+STAGES = {
+    "fashion": ("noisy-labels", {"group": "clean"}, "wrong labels"),
+    "mixed": ("mixed", {}, "the other source's comments"),
+}
+NAMES = ("fashion-adamw-3e-4", "fashion-sgd-0.02", "mixed-adamw-1e-3")
 
 
-def wrong_labels(run: Run, stage: Stage, ranking: Ranking) -> np.ndarray:
-    """Per example of the ranking, whether its label is not that of its image."""
-    with np.load(DATA / "fashion_mnist" / "fashion_mnist_15k5k.npz") as file:
-        pairs = zip(file["x_train"], file["y_train"], strict=True)
-        true = {image.tobytes(): str(label) for image, label in pairs}
-    wrong: dict[str, bool] = {}
-    known = set(ranking.ids)
+def to_drop(run: Run, stage: Stage, ranking: Ranking, seed: int) -> np.ndarray:
+    """Per example of the ranking, whether its label is wrong, or it is of the other source."""
+    known, found = set(ranking.ids), {}
+    is_bad = _wrong_label() if run.task.name == "image-classification" else _other(run, seed)
     for uses in every_use(run, stage):
         for use in uses:
             if use.example_id in known and use.example is not None:
-                image = np.rint(np.asarray(use.example.input["image"], float).reshape(28, 28))
-                wrong[use.example_id] = true[image.astype(np.uint8).tobytes()] != use.label
-    return np.array([wrong[name] for name in ranking.ids])
+                found[use.example_id] = is_bad(use.example, use.label)
+    return np.array([found[name] for name in ranking.ids])
+
+
+def _wrong_label() -> Callable[[Example, str | None], bool]:
+    with np.load(DATA / "fashion_mnist" / "fashion_mnist_15k5k.npz") as file:
+        pairs = zip(file["x_train"], file["y_train"], strict=True)
+        true = {image.tobytes(): str(label) for image, label in pairs}
+
+    def wrong(example: Example, label: str | None) -> bool:
+        image = np.rint(np.asarray(example.input["image"], float).reshape(28, 28))
+        return true[image.astype(np.uint8).tobytes()] != label
+
+    return wrong
+
+
+def _other(run: Run, seed: int) -> Callable[[Example, str | None], bool]:
+    """Whether a comment is not of the target's source, by what the model saw of it."""
+    comments = dict(mixed_sources(DATA, seed).stages)["mixed"]
+    others = len(comments.texts) // 2  # those of the target's source come after them
+    batch = run.task.batch(comments.texts[:others], comments.labels[:others])
+    seen = {content_digest(example) for example in run.task.examples(batch)}
+    return lambda example, label: content_digest(example) in seen
 
 
 def _gain(proof: Proof, over: str, behaviour: str) -> str:
@@ -72,7 +97,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in options.scenarios:
         scenario = SCENARIOS[name]
-        stage_name, groups = STAGES[scenario.data]
+        stage_name, groups, what = STAGES[scenario.data]
         for seed in options.seeds:
             began = time.process_time()
             run = recorded(scenario, seed, options.cache)
@@ -92,16 +117,14 @@ def main() -> None:
                 f"horizon {best.facts.horizon} ({curve})",
                 flush=True,
             )
-            if scenario.data == "fashion":
-                for one in tried:
-                    wrong = wrong_labels(run, stage, one.ranking)
-                    tenth = wrong[-(len(wrong) // 10) :].mean()
-                    out = wrong[len(kept) :].sum() / wrong.sum()
-                    print(
-                        f"  horizon {one.ranking.facts.horizon}: {out:.1%} of wrong labels are "
-                        f"dropped, {tenth:.1%} of the worst tenth are wrong "
-                        f"({wrong.mean():.1%} of all)"
-                    )
+            for one in tried:
+                bad = to_drop(run, stage, one.ranking, seed)
+                dropped, tenth = bad[len(kept) :], bad[-(len(bad) // 10) :]
+                print(
+                    f"  horizon {one.ranking.facts.horizon}: {dropped.sum() / bad.sum():.1%} of "
+                    f"{what} are dropped; of the worst tenth {tenth.mean():.1%} are such, of all "
+                    f"that is dropped {dropped.mean():.1%}, of all {bad.mean():.1%}"
+                )
             for behaviour in ("loss", "accuracy"):
                 said = "; ".join(
                     _gain(proof, over, behaviour) for over in ("random", "worst", "all")

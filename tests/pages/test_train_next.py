@@ -10,6 +10,8 @@ from streamlit.testing.v1 import AppTest
 
 from stagelens.analyses.selection.choosing import choose
 from stagelens.analyses.selection.outcomes import Outcome, Wanted, save_outcome, usual_horizons
+from stagelens.analyses.slices.saved import save_slice, slice_of
+from stagelens.contracts import StageLensError
 from stagelens.runs.run import open_run
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, labels, words
@@ -60,6 +62,28 @@ def test_a_choice_is_offered_with_its_cost_in_replays(
     assert "--group=label=4" in started[1]
 
 
+def test_a_saved_slice_can_be_the_target(
+    open_page, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(demo, tmp_path / "digits"))
+    run = open_run(path)
+    examples = run.evaluation_set("mixed-up")
+    ids = examples.table()["example_id"].tolist()[:9]
+    save_slice(run, examples, "first nine", ids, {})
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
+    app = _page(open_page, path)
+    box = app.selectbox(key="next-target")
+    assert box.options[-1] == "slice first nine"
+    check(box.set_value("slice first nine").run())
+    check(app.button(key="train-next").click().run())
+    ((*_, option, name, measured, _, _, _, _, _),) = started
+    assert (option, name, measured) == ("--slice", "first nine", "--behaviour")
+    assert slice_of(run, examples, "First Nine").example_ids == tuple(ids)
+    with pytest.raises(StageLensError, match="there are first nine"):
+        slice_of(run, examples, "last nine")
+
+
 @pytest.mark.slow
 def test_what_was_chosen_is_found_again_with_its_proof_and_its_files(
     open_page, known: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch
@@ -74,6 +98,7 @@ def test_what_was_chosen_is_found_again_with_its_proof_and_its_files(
     every = [each for each in app.button if str(each.key).startswith("pin-to-train-next")]
     assert len({each.label for each in every}) == len(every) >= 3
     assert len(table) == 6 and set(table["on"]) == {"loss", "accuracy"}
+    assert "at which steps and positions of the recorded batches" in said
     assert "No row numbers: the rows of stage 'adapt' in a data set are not known" in said
     assert "train-next" not in {each.key for each in app.button}
     # What was chosen last is shown when the page is opened again, with its settings.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -17,7 +18,10 @@ from stagelens.analyses.training_data.marks import BOTH, SUSPECT, marked
 from stagelens.analyses.training_data.tables import TrainingData, answers_path
 from stagelens.analyses.without_data.chosen import Chosen
 from stagelens.analyses.without_data.computing import without_data
+from stagelens.analyses.without_data.controls import control
 from stagelens.runs.run import open_run
+from stagelens.runs.schema import digest
+from stagelens.runs.training_rows import training_rows
 from stagelens.ui.examples import training_filters
 from stagelens.ui.reading import browse
 from stagelens.ui.server import jobs
@@ -167,8 +171,8 @@ def test_the_texts_of_a_pair_stand_apart(open_page, short_chat: Path, tmp_path: 
     )
 
 
-def test_groups_come_with_intervals_and_the_first_can_be_replayed(
-    open_page, known: tuple[Path, TrainingData]
+def test_groups_come_with_intervals_and_any_of_them_can_be_replayed(
+    open_page, known: tuple[Path, TrainingData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = known
     app = _page(open_page, path, "&t-by=label")
@@ -188,6 +192,28 @@ def test_groups_come_with_intervals_and_the_first_can_be_replayed(
         assert (f"row{row}_col1 " in painted) == (low * high > 0), ends
     # A single example is no sample of others.
     assert "groups-over-both" not in {each.key for each in app.button}
+    # Another group by a click on its row, or by its name.
+    names = groups["label"].tolist()
+    key = f"training-groups-{digest('label', names)[:12]}"
+    app.session_state[key] = {"selection": {"rows": [7], "columns": [], "cells": []}}
+    check(app.run())
+    assert any(each.endswith(f"with label {names[7]}") for each in _replays(app))
+    next(box for box in app.selectbox if box.label == "Group to leave out").set_value(names[5])
+    check(app.run())
+    assert any(each.endswith(f"with label {names[5]}") for each in _replays(app))
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
+    check(app.button(key="without-groups").click().run())
+    (asked,) = started
+    assert asked[0] == "without-data" and asked[-2:] == ("--each", "label")
+    ids = pd.read_csv(asked[-3], dtype=str)
+    assert ids["label"].nunique() == 3 and ids["label"].iloc[0] == worst["label"]
+    assert len(ids) == groups.set_index("label").loc[ids["label"].unique(), "examples"].sum()
+
+
+def _replays(app: AppTest) -> list[str]:
+    """Labels of the buttons that replay, without their predicted times."""
+    return [each.split(", predicted")[0] for each in labels(app) if each.startswith("Replay")]
 
 
 @pytest.mark.slow
@@ -243,7 +269,21 @@ def test_a_replay_without_examples_is_started_and_what_it_gave_is_said(
     )
     assert "not a new training without them" in said
     assert "Without 20 examples of mislabelled that hurt example clean-044 most, the " in said
-    assert "without-list" not in {each.key for each in app.run().button}
+    again = _page(open_page, path)
+    assert "without-list" not in {each.key for each in again.button}
+    # As many others, drawn at random, are the next replay, and stand beside these then.
+    started.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
+        check(again.button(key="without-list-control").click().run())
+    ((*same, option, count),) = started
+    assert same[:4] == [command, str(path), "--stage", "mislabelled"]
+    assert (option, count) == ("--controls", "1") and same[same.index("--ids") + 1] == file
+    run = open_run(path)
+    others = control(training_rows(run, run.stage("mislabelled")), found.chosen)
+    without_data(run, "mixed-up", others)
+    beside = words(_page(open_page, path))
+    assert "20 drawn at random" in beside and "Those left out above did more than it" in beside
     # It is told beside the stages too, of the same examples as these.
     over = words(check(open_page(path.parent, "run=digits&set=mixed-up&measure=margin", "app.py")))
     assert "Without 20 examples of mislabelled that hurt example clean-044 most, the mean " in over

@@ -1,10 +1,11 @@
-"""The chosen examples as others take them: row numbers for ``datasets`` and PyTorch."""
+"""The chosen examples as others take them: row numbers for ``datasets`` and PyTorch, and places."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from stagelens.contracts import StageLensError
+from stagelens.runs.training_rows import TrainingRows
 
 
 def row_numbers(kept: pd.DataFrame, stage: str) -> list[int]:
@@ -30,6 +31,30 @@ def row_numbers(kept: pd.DataFrame, stage: str) -> list[int]:
             "(docs/recording.md), or match the examples by what they hold"
         )
     return list(dict.fromkeys(int(row) for rows in kept["rows"] for row in str(rows).split()))
+
+
+def with_places(kept: pd.DataFrame, rows: TrainingRows | None) -> pd.DataFrame:
+    """The chosen examples with where each stands in the recorded batches.
+
+    Where a stage was recorded by tensors, this is all that says which examples of somebody's own
+    data they are: batch by batch, in the order of training.
+
+    Args:
+        kept: Rows of ``tables.COLUMNS``.
+        rows: The stage's examples; None where they are not listed, which leaves the first use.
+
+    Returns:
+        The same with ``step`` and ``position``, those of the first use, from 0, positions over the
+        micro-batches of a step; and ``places``, all uses as ``step-position``, with blanks between.
+    """
+    first = kept["example_id"].astype(str).str.split("-", expand=True).astype("int64")
+    places = kept["example_id"].astype(str)
+    if rows is not None:
+        table = rows.table.set_index("example_id")
+        uses = zip(table["steps"], table["positions"], strict=True)
+        every = [" ".join(f"{int(s)}-{int(p)}" for s, p in zip(*use, strict=True)) for use in uses]
+        places = places.map(pd.Series(every, index=table.index.astype(str)))
+    return kept.assign(step=first[0], position=first[1], places=places)
 
 
 def snippet(file_name: str) -> str:

@@ -49,6 +49,7 @@ class Wanted(BaseModel):
         stage: Whose examples.
         set_name: The evaluation set that is to become better.
         question: Which of its examples.
+        slice_name: The saved slice that these are, for people; empty for other targets.
         behaviour: Of which behaviour.
         horizons: How many steps later the target is asked; several are judged by replay.
         keep: The share of the examples that is chosen.
@@ -62,6 +63,7 @@ class Wanted(BaseModel):
     stage: str
     set_name: str
     question: Question = Question()
+    slice_name: str = ""
     behaviour: str
     horizons: tuple[int, ...]
     keep: float = 0.5

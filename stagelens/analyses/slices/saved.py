@@ -202,6 +202,23 @@ def stored_slices(run: Run, examples: EvaluationSet) -> tuple[list[Slice], list[
     return sorted(found, key=lambda one: one.name.casefold()), problems
 
 
+def slice_of(run: Run, examples: EvaluationSet, name: str) -> Slice:
+    """The slice of a set with this name, whether in capitals or not.
+
+    Raises:
+        StageLensError: There is none; says which there are.
+    """
+    found, _ = stored_slices(run, examples)
+    for one in found:
+        if one.name.casefold() == name.casefold():
+            return one
+    known = f"there are {', '.join(one.name for one in found)}" if found else "there is none yet"
+    raise StageLensError(
+        f"set {examples.name!r} has no slice {name!r}; {known}: the page Examples saves what its "
+        "filters show"
+    )
+
+
 def delete_slice(run: Run, one: Slice) -> None:
     """Delete a slice; it is no error if somebody else already has.
 

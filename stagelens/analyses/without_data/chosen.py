@@ -24,7 +24,7 @@ Divisor = Literal["rest", "kept"]
 
 DIVISORS = {
     "rest": "mean over the rest",
-    "kept": "weight 0, divisor kept",
+    "kept": "sum over the rest, divided as before",
 }
 """What the loss of what is left of a batch is divided by, in words."""
 
@@ -129,6 +129,51 @@ def by_ids(rows: TrainingRows, ids: Sequence[str], words: str = "") -> Chosen:
     return Chosen(
         rows.facts.stage, tuple(each for each in rows.table["example_id"] if each in wanted), words
     )
+
+
+def by_values(
+    rows: TrainingRows, chosen: Chosen, column: str, given: pd.DataFrame | None = None
+) -> list[Chosen]:
+    """The groups of a choice that have one value of a column each; the first seen comes first.
+
+    Args:
+        rows: The stage's examples.
+        chosen: Some of them, or all.
+        column: Of ``given``, else of ``rows``. Examples without a value are in no group.
+        given: A table with ``example_id`` that may have the column.
+
+    Raises:
+        StageLensError: There is no such column, or no example has a value in it.
+    """
+    known = [*columns_of(rows), *(() if given is None else given.columns)]
+    if column == "example_id" or column not in known:
+        others = dict.fromkeys(name for name in known if name != "example_id")
+        raise StageLensError(
+            f"the training examples of {rows.facts.stage} have no column {column!r}; they have "
+            f"{', '.join(others)}"
+        )
+    table = given if given is not None and column in given else rows.table
+    values = table.set_index("example_id")[column].reindex(chosen.ids).dropna().astype(str)
+    if values.empty:
+        raise StageLensError(f"none of these training examples has a value in column {column!r}")
+    return [
+        Chosen(chosen.stage, tuple(own.index), one_line(f"with {column} {value}"))
+        for value, own in values.groupby(values, sort=False)
+    ]
+
+
+def read_table(path: Path) -> pd.DataFrame | None:
+    """What a .csv or .parquet file of ids holds, its first row of each id; None of other files.
+
+    Raises:
+        StageLensError: It cannot be read, or has no column ``example_id``.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        return None
+    ids = read_ids(path)
+    table = pd.read_csv(path, dtype=str) if path.suffix == ".csv" else pd.read_parquet(path)
+    table = table[table["example_id"].notna()].assign(example_id=ids)
+    return table.drop_duplicates("example_id")
 
 
 def read_ids(path: Path) -> list[str]:

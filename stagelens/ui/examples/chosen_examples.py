@@ -9,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
-from stagelens.analyses.selection.exporting import row_numbers, snippet
+from stagelens.analyses.selection.exporting import row_numbers, snippet, with_places
 from stagelens.analyses.selection.outcomes import Outcome, OutcomeFacts
 from stagelens.analyses.selection.sentences import (
     FILLED_UP_BY_NOTHING,
@@ -25,7 +25,8 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing
 from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About
-from stagelens.wording.numbers import phrase
+from stagelens.ui.reading import training_loaders
+from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.signs import gain_range_text, gain_text
 
 
@@ -78,6 +79,10 @@ def asked_of(facts: OutcomeFacts) -> dict[str, str]:
     """What was asked, by name, for people."""
     wanted = facts.wanted
     target = " & ".join(f"{name}={value}" for name, value in wanted.question.groups.items())
+    if wanted.slice_name:
+        target = f"slice {wanted.slice_name}"
+    elif wanted.question.ids:
+        target = count_text(len(wanted.question.ids), "example")
     return {
         "target": f"{target} of {wanted.set_name}" if target else wanted.set_name,
         "kept": f"{100 * wanted.keep:.0f} %",
@@ -159,13 +164,18 @@ def _export(workspace: Workspace, outcome: Outcome) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.download_button(
             "Chosen examples as CSV",
-            data=lambda: outcome.kept.to_csv(index=False).encode(),
+            data=lambda: (
+                with_places(outcome.kept, training_loaders.listed(workspace.run, stage))
+                .to_csv(index=False)
+                .encode()
+            ),
             file_name=f"{name}.csv",
             mime="text/csv",
             icon=":material/download:",
             on_click="ignore",
             key="export-kept",
-            help="Best first: id, label, uses, rows in the data set, and what one use contributes.",
+            help="Best first: id, label, uses, rows in the data set, what one use contributes, and "
+            "where each stands in the recorded batches (step and position, from 0).",
         )
         if rows:
             st.download_button(
@@ -181,4 +191,8 @@ def _export(workspace: Workspace, outcome: Outcome) -> None:
     if rows:
         st.code(snippet(f"{name}.json"), language="python")
     else:
-        components.text_block(f"No row numbers: {why}.", muted=True)
+        components.text_block(
+            f"No row numbers: {why}. The CSV says at which steps and positions of the recorded "
+            "batches each was used.",
+            muted=True,
+        )

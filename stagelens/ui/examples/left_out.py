@@ -13,6 +13,7 @@ from streamlit.delta_generator import DeltaGenerator
 from stagelens.analyses.contributions.contribution_table import Stored
 from stagelens.analyses.contributions.horizon_table import sentence as how_far
 from stagelens.analyses.without_data.chosen import DIVISORS, DRAWN, Chosen, Divisor, one_line
+from stagelens.analyses.without_data.controls import against, control
 from stagelens.analyses.without_data.first_order import first_order
 from stagelens.analyses.without_data.sentences import (
     DECIDES,
@@ -36,6 +37,7 @@ from stagelens.runs.schema import digest
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.trust_marks import trust_badges
+from stagelens.ui.reading import training_loaders
 from stagelens.ui.server import jobs, settings
 from stagelens.wording.numbers import count_text, phrase, predicted_time
 from stagelens.wording.signs import gain_text, side
@@ -44,6 +46,9 @@ from stagelens.wording.trust_words import FIRST_ORDER, MARKS, trust_word
 from .contributions import Asked, show_tiles
 from .expected_errors import stored_horizons
 from .training_filters import Wanted
+
+MOST_DRAWS = 8
+"""Random choices that chosen examples are held against at most."""
 
 FIRST = 20
 """Examples of a list that are left out unless somebody asks for another number."""
@@ -157,18 +162,6 @@ def button_or_result(
         key: Unique among such buttons of the page.
         place: Where the button itself stands; None for here, as its progress and result do.
     """
-    found = None if what.chosen is None else _stored(workspace, what.chosen, what.divisor)
-    if found is not None and what.chosen is not None:
-        if not found.facts.words:  # stored without: here it is known which they are
-            facts = found.facts.model_copy(update={"words": one_line(what.chosen.words)})
-            found = replace(found, facts=facts)
-        _told(workspace, asked, found, what.estimate)
-        return
-    if what.estimate is not None and what.chosen is not None:
-        _first_order_alone(workspace, asked, what.chosen, what.estimate, what.divisor)
-    if why := no_replay(workspace, asked.stage):
-        st.info(components.plain(why), icon=":material/info:")
-        return
     file = None if what.where is not None else _file(workspace, what.chosen)
     named = ("--where", str(what.where)) if file is None else ("--ids", str(file))
     arguments = (
@@ -177,15 +170,27 @@ def button_or_result(
     )
     if file is not None and what.chosen is not None and what.chosen.words:
         arguments = (*arguments, "--words", one_line(what.chosen.words))
+    found = None if what.chosen is None else stored(workspace, what.chosen, what.divisor)
+    if found is not None and what.chosen is not None:
+        if not found.facts.words:  # stored without: here it is known which they are
+            facts = found.facts.model_copy(update={"words": one_line(what.chosen.words)})
+            found = replace(found, facts=facts)
+        _told(workspace, asked, found, what, (file, arguments), key)
+        return
+    if what.estimate is not None and what.chosen is not None:
+        _first_order_alone(workspace, asked, what.chosen, what.estimate, what.divisor)
+    if why := no_replay(workspace, asked.stage):
+        st.info(components.plain(why), icon=":material/info:")
+        return
     if job_progress.job_state(arguments, "Try again"):
         return
     (st.container() if place is None else place).button(
-        components.plain(f"Replay without {what.words}{_took(workspace, asked.stage)}"),
+        components.plain(f"Replay without {what.words}{took(workspace, asked.stage)}"),
         icon=":material/replay:",
         key=key,
         disabled=settings.read_only(),
-        on_click=_begin,
-        args=(file, what.chosen, arguments, f"The replay without {what.words}"),
+        on_click=begin,
+        args=(file, ids_text(what.chosen), arguments, f"The replay without {what.words}"),
         help=settings.READ_ONLY
         if settings.read_only()
         else f"{DRAWN} Runs in the background: python -m stagelens without-data.",
@@ -202,14 +207,14 @@ def no_replay(workspace: Workspace, stage: str) -> str:
     return ""
 
 
-def _took(workspace: Workspace, stage: str) -> str:
-    """How long the replay should take, for its button; empty where nothing says that."""
+def took(workspace: Workspace, stage: str, replays: int = 1) -> str:
+    """How long replays should take, for their button; empty where nothing says that."""
     known = paces(workspace.run)
     later = known.stages[workspace.stages.index(stage) :]
     if any(pace.seconds is None for pace in later):
         return ""
-    # Checked as recorded where that was not done, and measured.
-    seconds = STARTING + sum((1 + pace.check) * (pace.seconds or 0.0) for pace in later)
+    # Checked as recorded, once, where that was not done, and measured.
+    seconds = STARTING + sum((replays + pace.check) * (pace.seconds or 0.0) for pace in later)
     return f", predicted: {predicted_time(known.at_present(seconds, jobs.running()))}"
 
 
@@ -221,21 +226,33 @@ def _file(workspace: Workspace, chosen: Chosen | None) -> Path | None:
     return workspace.run.files.inside(f"results/training-data/ids-{name}.txt")
 
 
-def _begin(
-    file: Path | None, chosen: Chosen | None, arguments: tuple[str, ...], title: str
-) -> None:
+def ids_text(chosen: Chosen | None) -> str:
+    """The ids of examples as a file for the command."""
+    return "" if chosen is None else "\n".join(chosen.ids)
+
+
+def begin(file: Path | None, ids: str, arguments: tuple[str, ...], title: str) -> None:
+    """Start a job that reads examples from a file: the ``on_click`` of its button.
+
+    Args:
+        file: Where the ids are written first; None where a filter names the examples.
+        ids: What it holds.
+        arguments: Of the command.
+        title: Of the job.
+    """
     # A callback, whose errors no page would tell.
     with components.errors_told():
         if settings.read_only():
             raise StageLensError(settings.READ_ONLY)
-        if file is not None and chosen is not None:
+        if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(file) as temporary:
-                temporary.write_text("\n".join(chosen.ids), encoding="utf-8")
+                temporary.write_text(ids, encoding="utf-8")
         job_progress.begin(arguments, title)
 
 
-def _stored(workspace: Workspace, chosen: Chosen, divisor: Divisor) -> WithoutData | None:
+def stored(workspace: Workspace, chosen: Chosen, divisor: Divisor) -> WithoutData | None:
+    """What a replay without examples gave; None where there was none."""
     path = without_data_path(workspace.run, workspace.examples, chosen.left_out(divisor))
     return read(path) if path.is_file() else None
 
@@ -251,9 +268,17 @@ def _read(path: str, stamp: int) -> WithoutData | None:
     return read_without_data(Path(path))
 
 
-def _told(workspace: Workspace, asked: Asked, found: WithoutData, estimate: float | None) -> None:
+def _told(
+    workspace: Workspace,
+    asked: Asked,
+    found: WithoutData,
+    what: LeftOut,
+    command: tuple[Path | None, tuple[str, ...]],
+    key: str,
+) -> None:
     """What the replay gave: of one example its answers, of several their mean."""
     ids, behaviour, trust = frozenset(asked.ids), asked.behaviour, found.facts.trust
+    estimate = what.estimate
     with st.container(border=True):
         became = answers(found, ids, workspace.noun)
         # A next token that stays says little of a whole answer.
@@ -265,15 +290,68 @@ def _told(workspace: Workspace, asked: Asked, found: WithoutData, estimate: floa
         if trust.trust == "refused":
             return
         effect, word = mean_effect(found, behaviour, ids), trust_word(trust, behaviour.name)
+        random, of_stage = _controls(workspace, found)
         tiles = [("by replay", effect, f"{side(effect, behaviour)}, {MARKS[word]} {word}")]
+        if random:
+            mean = float(np.mean([mean_effect(one, behaviour, ids) for one in random]))
+            drawn = f"mean of {len(random)} draws" if len(random) > 1 else "one draw"
+            tiles.append((f"{len(found.facts.ids):,} drawn at random", mean, f"{drawn}, by replay"))
         if estimate is not None:
             note = f"{MARKS[FIRST_ORDER]} {FIRST_ORDER}"
             tiles.append(("to first order", estimate, note))
         tiles.append((f"all of {asked.stage}", asked.effect, "effect of the whole stage"))
         show_tiles([(name, gain_text(value, behaviour), note) for name, value, note in tiles])
+        if said := against(found, random, behaviour, ids):
+            components.text_block(said)
         if estimate is not None and (off := missed(estimate, effect, behaviour)):
             components.text_block(off)
         components.text_block(f"{how(found.facts)} {DRAWN}", muted=True)
+        if of_stage and len(found.facts.ids) < of_stage and len(random) < MOST_DRAWS:
+            _offer_control(workspace, asked, found, len(random), command, key)
+
+
+def _controls(workspace: Workspace, found: WithoutData) -> tuple[list[WithoutData], int]:
+    """Replays without as many random ones that are stored, and how many examples there are."""
+    stage = found.facts.stage
+    rows = training_loaders.listed(workspace.run, stage)
+    if rows is None or len(found.facts.ids) >= len(rows):
+        return [], 0
+    known: list[WithoutData] = []
+    for number in range(MOST_DRAWS):
+        one = stored(workspace, control(rows, found.chosen, number), found.facts.divisor)
+        if one is None or one.facts.trust.trust == "refused":
+            break
+        known.append(one)
+    return known, len(rows)
+
+
+def _offer_control(
+    workspace: Workspace,
+    asked: Asked,
+    found: WithoutData,
+    known: int,
+    command: tuple[Path | None, tuple[str, ...]],
+    key: str,
+) -> None:
+    """The way to know whether chosen examples did more than others would have."""
+    if settings.read_only() or no_replay(workspace, asked.stage):
+        return
+    file, arguments = command
+    arguments = (*arguments, "--controls", str(known + 1))
+    if job_progress.job_state(arguments, "Try again"):
+        return
+    again = "once more" if known else "instead"
+    words = f"{len(found.facts.ids):,} drawn at random"
+    st.button(
+        components.plain(f"Replay without {words} {again}{took(workspace, asked.stage)}"),
+        icon=":material/casino:",
+        key=f"{key}-control",
+        type="tertiary",
+        on_click=begin,
+        args=(file, ids_text(found.chosen), arguments, f"The replay without {words}"),
+        help="Is that more than leaving out as many of the others does? Each replay draws other "
+        "ones and is kept.",
+    )
 
 
 def _first_order_alone(

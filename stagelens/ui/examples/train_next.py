@@ -129,7 +129,7 @@ def _choose(
             bind="query-params",
             width=190,
         )
-        set_name, question = targets[target]
+        set_name, question, slice_name = targets[target]
         # What was computed last is what a page that is opened again shows, and not an empty offer.
         last = _last(workspace, stage, set_name, question, behaviour, horizons)
         shares = sorted({*_SHARES, last.keep})
@@ -164,6 +164,7 @@ def _choose(
         stage=stage,
         set_name=set_name,
         question=question,
+        slice_name=slice_name,
         behaviour=behaviour,
         horizons=horizons,
         keep=keep,
@@ -200,15 +201,23 @@ def _last(
     return usual
 
 
-def _targets(workspace: Workspace) -> dict[str, tuple[str, Question]]:
-    """Name to the examples: the group of the bar first, then every set, the bar's first."""
+def _targets(workspace: Workspace) -> dict[str, tuple[str, Question, str]]:
+    """Name to the examples, and the slice that they are, if any.
+
+    First the group or slice of the bar, then every set, the bar's first, and last its slices.
+    """
     name, found = workspace.examples.name, {}
+    slices = {f"slice {one.name}": one for one in workspace.slices}
     by, group = workspace.bar.by, workspace.bar.group
     if group is not None and by in (*workspace.examples.columns, "label"):
-        found[f"{group} of {name}"] = name, Question(groups={str(by): group})
+        found[f"{group} of {name}"] = name, Question(groups={str(by): group}), ""
     for each in sorted(workspace.run.set_names, key=lambda other: other != name):
-        found[f"all of {each}"] = each, Question()
-    return found
+        found[f"all of {each}"] = each, Question(), ""
+    ordered = sorted(slices.items(), key=lambda each: each[1].column != by)
+    of_slices = {said: (name, Question(ids=one.example_ids), one.name) for said, one in ordered}
+    if ordered and ordered[0][1].column == by:
+        return of_slices | found
+    return found | of_slices
 
 
 def _offer(workspace: Workspace, asked: Asked, wanted: Wanted) -> None:
@@ -222,6 +231,7 @@ def _offer(workspace: Workspace, asked: Asked, wanted: Wanted) -> None:
     arguments = (
         *("select", *workspace.at.words, "--stage", wanted.stage, "--target", wanted.set_name),
         *(f"--group={column}={value}" for column, value in wanted.question.groups.items()),
+        *(("--slice", wanted.slice_name) if wanted.slice_name else ()),
         *("--behaviour", wanted.behaviour, "--keep", f"{wanted.keep:g}"),
         *("--prove", str(wanted.draws), *(["--distinct"] if wanted.distinct else [])),
     )

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
+from math import isfinite
 
 import pandas as pd
 import streamlit as st
 
 from stagelens.analyses.contributions.contribution_table import SHOWN, Stored
+from stagelens.analyses.contributions.parts_of_the_set import Parts
 from stagelens.charts.style import BLAME, CREDIT, MUTED, short
 from stagelens.contracts import CARRIED, Behaviour
+from stagelens.effects.contrasts import Spread
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, inputs, state
 from stagelens.ui.reading.browse import Chosen
 from stagelens.ui.reading.loaders import Effects
 from stagelens.wording.numbers import count_text
-from stagelens.wording.signs import POSITIVE_IS, gain, gain_text
+from stagelens.wording.signs import POSITIVE_IS, gain, gain_range_text, gain_text
 
 from . import contributions, expected_errors
 from .contributions import Asked
 from .smoothness import first_order_says_something
+from .training_groups import parts_of
 from .without_data import without_data_section
 
 _AT_FIRST = 8
@@ -74,6 +78,7 @@ def training_data_tab(
     )
     count = SHOWN if everything else _AT_FIRST
     sides = [("▲ Helped most", helped, CREDIT), ("▼ Hurt most", hurt, BLAME)]
+    parts = parts_of(workspace, asked, found.facts.curvature)
     # First those that did what the stage did: of one to blame, those that hurt.
     first_hurt = gain(asked.effect, asked.behaviour) < 0
     with st.grid(2, min_column_width=340, gap="medium") as grid:
@@ -81,7 +86,14 @@ def training_data_tab(
             with grid.cell():
                 st.subheader(title, anchor=False)
                 _disagreeing(side.head(count), rows)
-                _cards(found, asked, side.head(count), color, whole)
+                _cards(found, asked, side.head(count), color, whole, parts)
+    if parts is not None:
+        components.text_block(
+            "Ranges on cards (95 %): where the contribution might lie had other evaluation "
+            "examples been drawn, as many of them. They say nothing of what first order leaves "
+            "out.",
+            muted=True,
+        )
     without_data_section(workspace, asked, found, _differs(rows))
     _browse(rows, asked.stage)
 
@@ -129,7 +141,12 @@ def _differs(rows: pd.DataFrame) -> pd.Series:
 
 
 def _cards(
-    found: Stored, asked: Asked, rows: pd.DataFrame, color: str, whole: float | None
+    found: Stored,
+    asked: Asked,
+    rows: pd.DataFrame,
+    color: str,
+    whole: float | None,
+    parts: Parts | None,
 ) -> None:
     if rows.empty:
         components.text_block("None.", muted=True)
@@ -137,7 +154,7 @@ def _cards(
     width = "12em" if found.facts.kind == "image" else "100%"
     differs = _differs(rows)
     cards = "".join(
-        _card(row, bool(other), asked.behaviour, whole, color)
+        _card(row, bool(other), asked.behaviour, whole, color, _range(row, asked.behaviour, parts))
         for row, other in zip(rows.to_dict("records"), differs, strict=True)
     )
     st.html(
@@ -147,13 +164,20 @@ def _cards(
 
 
 def _card(
-    row: dict[str, object], differs: bool, behaviour: Behaviour, total: float | None, color: str
+    row: dict[str, object],
+    differs: bool,
+    behaviour: Behaviour,
+    total: float | None,
+    color: str,
+    spread: str,
 ) -> str:
     value = float(row["value"])  # type: ignore[arg-type]
     lines = [f"<b style='white-space:nowrap'>{components.shown(gain_text(value, behaviour))}</b>"]
     # A contribution against the direction of the sum is no percentage of it.
     if total is not None and value * total > 0:
         lines[0] += f" ({100 * value / total:.0f} %)"
+    if spread:
+        lines.append(f"<span style='opacity:.75'>{components.shown(spread)}</span>")
     label = row["label"]
     if isinstance(label, str):
         lines.append(f"label <b><bdi>{components.shown(short(label, 40))}</bdi></b>")
@@ -168,8 +192,10 @@ def _card(
         lines.append(f"≠ also with label <b><bdi>{others}</bdi></b>")
     uses = int(row["uses"])  # type: ignore[call-overload]
     # Recorded batches have no ids: where an example was first used names it, here and in the table.
-    first = f"step\u00a0{row['step']:,}, place\u00a0{row['position']}"
-    place = first if uses == 1 else f"{uses:,}\u00a0uses, first: {first}"
+    first = (
+        f"step\u00a0{row['step']:,}, number\u00a0{row['position']}\u00a0of its batch, from\u00a00"
+    )
+    place = f"used in {first}" if uses == 1 else f"used {uses:,}\u00a0times, first in {first}"
     lines.append(f"<span style='opacity:.75'>{place}</span>")
     image = isinstance(row["content"], bytes) and row["content"].startswith(_PNG)
     direction = "row" if image else "column"
@@ -183,11 +209,24 @@ def _card(
     )
 
 
+def _range(row: dict[str, object], behaviour: Behaviour, parts: Parts | None) -> str:
+    """Where a contribution may lie over evaluation examples, and whether its side is known."""
+    name = f"{row['step']}-{row['position']}"
+    if parts is None or name not in parts.table.index:
+        return ""
+    error, freedom = parts.error([name])
+    low, high = Spread(float(row["value"]), error, freedom).ends()  # type: ignore[arg-type]
+    if not isfinite(low):
+        return ""
+    ends = gain_range_text(low, high, behaviour, unit=False)
+    return f"{ends}, ≈ may be none" if low * high <= 0 else ends
+
+
 def _content(row: dict[str, object]) -> str:
     # Bytes are either a PNG file or JSON of the texts by field; a task may show neither.
     content = row["content"]
     if not isinstance(content, bytes):
-        return f"<div>place {row['position']} in the batch; this task shows no training data</div>"
+        return f"<div>number {row['position']} of its batch; this task shows no training data</div>"
     if content.startswith(_PNG):
         data = base64.b64encode(content).decode()
         return (

@@ -1,9 +1,11 @@
-"""What groups of a stage's training examples contributed together, and the first one replayed."""
+"""What groups of a stage's training examples contributed together, and replays without them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -19,14 +21,17 @@ from stagelens.analyses.contributions.parts_of_the_set import (
 from stagelens.analyses.training_data.groups import CONTRIBUTION, group_table
 from stagelens.analyses.without_data.chosen import Chosen
 from stagelens.analyses.without_data.first_order import first_order_of_groups
+from stagelens.analyses.without_data.sentences import mean_effect
 from stagelens.derivatives.curvature_kinds import USUAL, Curvature
 from stagelens.estimators.durations import paces
 from stagelens.report.provenance import FIRST_ORDER
+from stagelens.runs.schema import digest
 from stagelens.runs.sets.folds import folds
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.server import jobs, settings
+from stagelens.wording.folding import listed as listed_words
 from stagelens.wording.numbers import axis_unit, count_text, phrase, predicted_time
 from stagelens.wording.signs import gain, gain_range_text, marked
 
@@ -43,6 +48,8 @@ _MEANT = (
 
 _SHOWN = 12
 """Groups of a table: the largest amounts."""
+_SEVERAL = 3
+"""Groups that one button replays."""
 
 
 def groups_of_a_stage(
@@ -53,7 +60,7 @@ def groups_of_a_stage(
     listed: tuple[str, ...],
     found: Stored,
 ) -> None:
-    """A table of groups, and a button that replays the training without the first one.
+    """A table of groups, and buttons that replay the training without one, or the first three.
 
     Args:
         workspace: What is open.
@@ -75,7 +82,7 @@ def groups_of_a_stage(
         "--columns was given, come first.",
     )
     curvature = found.facts.curvature
-    parts = _parts(workspace, asked, curvature)
+    parts = parts_of(workspace, asked, curvature)
     named = groups[by].set_axis(frame["example_id"]).fillna("")
     # Where a task shows no examples, what is known is of single uses.
     each = None
@@ -90,6 +97,9 @@ def groups_of_a_stage(
     of = f" ({unit})" if unit else ""
     ends = {_ADDED: ("low", "high"), _EFFECT: ("without_low", "without_high")}
     columns = {_EFFECT: "without", _ADDED: CONTRIBUTION} if known else {_ADDED: CONTRIBUTION}
+    members = {
+        str(name): tuple(own) for name, own in frame["example_id"].groupby(groups[by], sort=False)
+    }
     out: dict[str, object] = {by: shown["group"]}
     tints: dict[str, list[float]] = {}
     for name, column in columns.items():
@@ -105,10 +115,15 @@ def groups_of_a_stage(
         ]
         # Neither helped nor hurt where zero is in the interval, or nothing says how far it is.
         tints[head] = (gains / largest).where(low * high > 0).tolist()
+    replayed = [_by_replay(workspace, asked, by, name, members) for name in shown["group"]]
+    if any(replayed):
+        out[f"by replay{of}"] = [each or "" for each in replayed]
     cells = pd.DataFrame({**out, "examples": shown["examples"], "uses": shown["uses"]})
+    key = f"training-groups-{digest(by, shown['group'].tolist())[:12]}"
+    picked = _picked(key, shown["group"].tolist())
     components.table(
         cells,
-        "training-groups",
+        key,
         f"What leaving groups of training examples of {asked.stage} out takes from the "
         f"{phrase(asked.behaviour)} of {asked.about}, and what they added, to first order, by "
         f"{by}, the largest amount first.",
@@ -119,6 +134,8 @@ def groups_of_a_stage(
         ),
         tints=tints,
         height="content",
+        on_select="rerun",
+        selection_mode="single-row",
     )
     more = len(table) - len(shown)
     meant = f"{_MEANT} " if known else ""
@@ -134,18 +151,106 @@ def groups_of_a_stage(
     )
     if parts is None:
         _offer_both(workspace, asked, by, curvature)
+    _replays(workspace, asked, by, table, members, listed, found, picked)
+
+
+def _replays(
+    workspace: Workspace,
+    asked: Asked,
+    by: str,
+    table: pd.DataFrame,
+    members: Mapping[str, tuple[str, ...]],
+    listed: tuple[str, ...],
+    found: Stored,
+    picked: str | None,
+) -> None:
+    """One group, whichever is chosen, and the first three, by replay."""
+    names = [str(name) for name in table["group"]]
     first = _first(table, bool(gain(asked.effect, asked.behaviour) < 0))
-    own = frame[(groups[by] == first).fillna(False)]
-    ids = tuple(own["example_id"])
-    words = f"{count_text(len(ids), 'training example')} with {by} {first}"
-    if set(ids) == set(listed):
-        components.text_block("The first group is what the list above leaves out.", muted=True)
+    key = f"without-group-of-{digest(by, names)[:12]}"
+    if picked is not None or st.session_state.get(key) not in names:
+        st.session_state[key] = picked or first
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        group = st.selectbox(
+            "Group to leave out",
+            names,
+            key=key,
+            width=260,
+            help="A row that is clicked in the table is chosen here.",
+        )
+        place = st.container()
+    own = members[group]
+    if set(own) == set(listed):
+        components.text_block("This group is what the list above leaves out.", muted=True)
+    else:
+        words = f"{count_text(len(own), 'training example')} with {by} {group}"
+        what = left_out.left_out(found, _group(asked, by, group, members), words)
+        left_out.button_or_result(workspace, asked, what, "without-group", place)
+    _several(workspace, asked, by, [first, *(name for name in names if name != first)], members)
+
+
+def _several(
+    workspace: Workspace,
+    asked: Asked,
+    by: str,
+    names: Sequence[str],
+    members: Mapping[str, tuple[str, ...]],
+) -> None:
+    """The first groups of the table by one job, each by itself."""
+    chosen = names[:_SEVERAL]
+    left = [name for name in chosen if not _by_replay(workspace, asked, by, name, members)]
+    if len(left) < 2 or settings.read_only() or left_out.no_replay(workspace, asked.stage):
         return
-    what = left_out.left_out(found, Chosen(asked.stage, ids, f"with {by} {first}"), words)
-    left_out.button_or_result(workspace, asked, what, "without-group")
+    lines = [{"example_id": each, by: name} for name in chosen for each in members[name]]
+    ids = pd.DataFrame(lines).to_csv(index=False)
+    file = workspace.run.files.inside(
+        f"results/training-data/groups-{digest(workspace.run.digest, asked.stage, ids)[:32]}.csv"
+    )
+    arguments = (
+        *("without-data", *workspace.at.words, "--stage", asked.stage),
+        *("--set", workspace.examples.name, "--divisor", "rest"),
+        *("--ids", str(file), "--each", by),
+    )
+    if job_progress.job_state(arguments, "Try again"):
+        return
+    took = left_out.took(workspace, asked.stage, len(left))
+    st.button(
+        components.plain(f"Replay without each of the first {len(chosen)} groups{took}"),
+        icon=":material/replay:",
+        key="without-groups",
+        type="tertiary",
+        on_click=left_out.begin,
+        args=(file, ids, arguments, f"Replays without {listed_words(chosen)}"),
+        help=f"{components.plain(listed_words(chosen))}, each by itself; those that were replayed "
+        "are not replayed again. What they give stands in the table then.",
+    )
 
 
-def _parts(workspace: Workspace, asked: Asked, curvature: Curvature) -> Parts | None:
+def _group(asked: Asked, by: str, name: str, members: Mapping[str, tuple[str, ...]]) -> Chosen:
+    return Chosen(asked.stage, members[name], f"with {by} {name}")
+
+
+def _by_replay(
+    workspace: Workspace, asked: Asked, by: str, name: str, members: Mapping[str, tuple[str, ...]]
+) -> str:
+    """A group's effect by replay, on the credit scale; empty where it was not replayed."""
+    one = left_out.stored(workspace, _group(asked, by, name, members), "rest")
+    if one is None:
+        return ""
+    effect = mean_effect(one, asked.behaviour, frozenset(asked.ids))
+    if not np.isfinite(effect):
+        return "refused"
+    return marked(gain(effect, asked.behaviour), asked.behaviour, unit=False)
+
+
+def _picked(key: str, names: Sequence[str]) -> str | None:
+    """The group whose row was clicked."""
+    now = st.session_state.pop(key, None)
+    rows = [] if now is None else now["selection"]["rows"]
+    return next((str(names[at]) for at in rows if 0 <= at < len(names)), None)
+
+
+def parts_of(workspace: Workspace, asked: Asked, curvature: Curvature) -> Parts | None:
     """Contributions to parts of the mean that is asked about; None where they are not stored."""
     path = parts_path(
         *(workspace.run, workspace.examples, asked.behaviour.name, asked.ids, asked.stage),

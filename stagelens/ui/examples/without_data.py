@@ -6,7 +6,6 @@ import pandas as pd
 import streamlit as st
 
 from stagelens.analyses.contributions.contribution_table import Stored, opposite
-from stagelens.analyses.training_data.tables import columns_path
 from stagelens.analyses.without_data.chosen import (
     DIVISORS,
     DRAWN,
@@ -14,15 +13,14 @@ from stagelens.analyses.without_data.chosen import (
     Divisor,
     by_filter,
     columns_of,
-    load_listed,
 )
 from stagelens.analyses.without_data.sentences import mean_effect, title
 from stagelens.analyses.without_data.stored import stored_without_data
 from stagelens.contracts import StageLensError
-from stagelens.runs.training_rows import TrainingRows, training_rows_path
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components
 from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import training_loaders
 from stagelens.wording.numbers import phrase
 from stagelens.wording.signs import gain, gain_text
 from stagelens.wording.trust_words import trust_word
@@ -62,9 +60,10 @@ def without_data_section(
             default="rest",
             required=True,
             key="without-divisor",
-            help="What is left of a batch's loss: the mean over the rest, as training would "
-            "compute it; or the left-out examples weigh 0 and the divisor stays that of the whole "
-            "batch, so that the step's gradient is smaller.",
+            help="How the loss of a batch that lacks examples is taken. Mean over the rest: as "
+            "training would, so that each of the others counts for more. Divided as before: by the "
+            "size of the whole batch, so that each of the others counts as it did and the step is "
+            "smaller.",
         )
     own: Divisor = "kept" if divisor == "kept" else "rest"
     components.text_block(DRAWN, muted=True)
@@ -113,7 +112,7 @@ def _choose(
 
 
 def _by_filter(workspace: Workspace, asked: Asked) -> tuple[Chosen | None, str | None]:
-    rows = _rows(workspace, asked.stage)
+    rows = training_loaders.listed(workspace.run, asked.stage)
     columns = "label, uses" if rows is None else ", ".join(columns_of(rows))
     text = st.text_input(
         "Filter",
@@ -133,22 +132,6 @@ def _by_filter(workspace: Workspace, asked: Asked) -> tuple[Chosen | None, str |
     except StageLensError as error:
         components.error_state(str(error))
         return None, None
-
-
-def _rows(workspace: Workspace, stage: str) -> TrainingRows | None:
-    run = workspace.run
-    path, given = training_rows_path(run, run.stage(stage)), columns_path(run, stage)
-    if not path.exists():
-        return None
-    stamps = [file.stat().st_mtime_ns for file in (path, given) if file.exists()]
-    return _read_rows(str(path), tuple(stamps), workspace, stage)
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _read_rows(
-    path: str, stamps: tuple[int, ...], _workspace: Workspace, _stage: str
-) -> TrainingRows | None:
-    return load_listed(_workspace.run, _workspace.run.stage(_stage))
 
 
 def _every(workspace: Workspace, asked: Asked) -> None:

@@ -12,9 +12,12 @@ import streamlit as st
 from stagelens.analyses.training_data import reading, tables
 from stagelens.analyses.training_data.marks import marked
 from stagelens.analyses.training_data.tables import TrainingData
-from stagelens.runs.training_rows import training_rows_path
+from stagelens.analyses.without_data.chosen import load_listed
+from stagelens.runs.run import Run
+from stagelens.runs.training_rows import TrainingRows, training_rows_path
 
-from .sources import Source, run
+from . import sources
+from .sources import Source
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,22 @@ def training_data(at: Source, stage: str) -> Loaded | None:
     return _loaded(at.path, at.recorded, at.leaf, stage, _stamp(at, stage), at)
 
 
+def listed(run: Run, stage: str) -> TrainingRows | None:
+    """The training examples of a stage without what they hold; None where nothing listed them."""
+    path, given = training_rows_path(run, run.stage(stage)), tables.columns_path(run, stage)
+    if not path.exists():
+        return None
+    return _listed(str(path), f"{_written(path)}-{_written(given)}", run, stage)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _listed(path: str, stamp: str, _run: Run, stage: str) -> TrainingRows | None:
+    return load_listed(_run, _run.stage(stage))
+
+
 def _stamp(at: Source, stage: str) -> str:
     """Of the files that hold it; sets are looked up in it, so these count too."""
-    opened = run(at)
+    opened = sources.run(at)
     files = (
         training_rows_path(opened, opened.stage(stage)),
         tables.looks_path(opened, stage),
@@ -62,7 +78,7 @@ def _loaded(
     path: str, recorded: str, leaf: str, stage: str, stamp: str, _at: Source
 ) -> Loaded | None:
     # Cached by names and stamps: Streamlit hashes large frames from a sample of their rows.
-    found = tables.load(run(_at), stage)
+    found = tables.load(sources.run(_at), stage)
     return None if found is None else Loaded(found, marked(found), stamp)
 
 
@@ -70,7 +86,7 @@ def _loaded(
 def searchable(_at: Source, _loaded: Loaded, stage: str, stamp: str, path: str) -> pd.Series:
     """What a search looks at: ids and, where they are texts, what they say; in their order."""
     ids = _loaded.frame["example_id"].astype("str")
-    said = reading.texts(run(_at), stage)
+    said = reading.texts(sources.run(_at), stage)
     return ids if said is None else ids + "\n" + said
 
 
@@ -79,4 +95,4 @@ def contents(
     _at: Source, path: str, stage: str, stamp: str, ids: Sequence[str]
 ) -> dict[str, bytes | None]:
     """What these examples are shown as."""
-    return tables.contents(run(_at), stage, ids)
+    return tables.contents(sources.run(_at), stage, ids)

@@ -1,0 +1,108 @@
+"""Random choices that chosen training examples are held against, and groups left out one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stagelens.analyses.selection.exporting import with_places
+from stagelens.analyses.without_data.chosen import Chosen, by_ids, by_values, read_table
+from stagelens.analyses.without_data.computing import without_data
+from stagelens.analyses.without_data.controls import against, control
+from stagelens.analyses.without_data.stored import WithoutData, stored_without_data
+from stagelens.contracts import StageLensError
+from stagelens.runs.run import Run
+from stagelens.runs.training_rows import TrainingRows, training_rows
+from tests.unit.conftest import Command
+
+
+@pytest.fixture(scope="module")
+def rows(run: Run) -> TrainingRows:
+    return training_rows(run, run.stage("second"))
+
+
+def test_a_control_is_as_many_others_and_the_same_again(rows: TrainingRows) -> None:
+    every = rows.table["example_id"].tolist()
+    chosen = by_ids(rows, every[:3])
+    first, again, other = (control(rows, chosen, number) for number in (0, 0, 1))
+    assert first == again and len(first.ids) == 3 and first.ids != other.ids
+    assert not set(first.ids) & set(chosen.ids) and set(first.ids) <= set(every)
+    # Named in another order it is the same choice.
+    assert control(rows, replace(chosen, ids=chosen.ids[::-1])) == first
+    most = by_ids(rows, every[: len(every) - 1])
+    assert len(set(control(rows, most).ids)) == len(most.ids)
+    assert "among all" in control(rows, most).words and "among the others" in first.words
+    with pytest.raises(StageLensError, match="there are no others to hold them against"):
+        control(rows, by_ids(rows, every))
+
+
+def _effects(run: Run, chosen: Chosen, size: float) -> WithoutData:
+    """Made up: every margin of the set would be lower by ``size``."""
+    found = without_data(run, "test", chosen)
+    table = found.table
+    margins = table["behaviour"] == "margin"
+    return replace(found, table=table.assign(effect=table["effect"].where(~margins, size)))
+
+
+def test_whether_they_did_more_than_random_ones_is_said_with_its_chance(
+    run: Run, rows: TrainingRows
+) -> None:
+    chosen = by_ids(rows, rows.table["example_id"].tolist()[:3])
+    margin = next(kind for kind in run.task.behaviour_kinds if kind.name == "margin")
+    own = _effects(run, chosen, 0.5)
+    small, large, away = (_effects(run, control(rows, chosen, 0), at) for at in (0.1, 0.6, -0.9))
+    said = against(own, [small], margin)
+    assert said.startswith("3 drawn at random: +0.1") and "in 1 of 2 cases" in said
+    # What points the other way did not do more of the same.
+    assert "more than each of these draws" in against(own, [small, away], margin)
+    assert "3 times: −0.9" in against(own, [small, away, small], margin)
+    assert "in 1 of 3 cases" in against(own, [small, away], margin)
+    assert "no more than random ones" in against(own, [small, large], margin)
+    assert against(own, [], margin) == ""
+
+
+def test_groups_of_a_column_leave_one_by_one(
+    run: Run,
+    rows: TrainingRows,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = rows.table
+    every = by_ids(rows, table["example_id"].tolist())
+    groups = by_values(rows, every, "label")
+    assert sum(len(one.ids) for one in groups) == len(rows)
+    for one in groups:
+        value = one.words.removeprefix("with label ")
+        assert set(one.ids) == set(table["example_id"][table["label"] == value])
+    with pytest.raises(StageLensError, match="no column 'source'; they have label"):
+        by_values(rows, every, "source")
+    # A column of the file comes before one of the stage.
+    ids, own = every.ids[:3], ("near", "far", "near")
+    pd.DataFrame({"example_id": ids, "label": own}).to_csv(tmp_path / "ids.csv", index=False)
+    near, far = by_values(rows, by_ids(rows, ids), "label", read_table(tmp_path / "ids.csv"))
+    assert near.ids == (ids[0], ids[2]) and far.words == "with label far"
+    given = ("without-data", run.path, "--stage", "second", "--ids", tmp_path / "ids.csv")
+    monkeypatch.setattr("stagelens.cli.without_data.opened_with", lambda *_: run)
+    answer = command(*given, "--each", "label", "--controls", 1)
+    assert answer.status == 0, answer.err
+    assert "2 examples of second with label near" in answer.out
+    assert answer.out.count("drawn at random: ") == 2
+    stored = stored_without_data(run, run.evaluation_set("test")).values()
+    assert {near.ids, far.ids, control(rows, near).ids} <= {facts.ids for facts in stored}
+    assert (
+        "leave out --each or --out"
+        in command(*given, "--each", "label", "--out", tmp_path / "effects.csv").err
+    )
+
+
+def test_kept_examples_say_where_each_was_used(rows: TrainingRows) -> None:
+    kept = rows.table[["example_id"]].iloc[::-1].reset_index(drop=True)
+    found = with_places(kept, rows)
+    first = found["step"].astype(str) + "-" + found["position"].astype(str)
+    assert (first == found["example_id"]).all()
+    assert (found["places"].str.count(" ") + 1).tolist() == rows.table["uses"].tolist()[::-1]
+    assert (with_places(kept, None)["places"] == kept["example_id"]).all()
