@@ -11,6 +11,7 @@ from stagelens.analyses.contributions.horizon_table import (
     Horizons,
     error_text,
     later_text,
+    most_text,
 )
 
 from .style import KEPT, LIGHT, ZERO, Chart, Palette, style
@@ -20,7 +21,7 @@ _MOST = 150.0
 
 
 def expected_error_curve(found: Horizons, palette: Palette = LIGHT) -> Chart:
-    """Expected errors of first order, the final model as the last point.
+    """Expected errors of first order and what nine of ten stay within; the final model is last.
 
     Args:
         found: By horizon.
@@ -32,9 +33,16 @@ def expected_error_curve(found: Horizons, palette: Palette = LIGHT) -> Chart:
     gap = max((places[-1] - places[0]) / 5, 0.3)
     places.append(places[-1] + gap)
     errors = rows["expected_error"].to_numpy(float)
-    said = [error_text(float(error)) for error in errors]
+    most = [most_text(found, place) for place in range(len(rows))]
+    said = [
+        f"{error_text(float(error))}, nine of ten at most {text}" if text else error_text(error)
+        for error, text in zip(errors, most, strict=True)
+    ]
+    above = [found.bound(place) for place in range(len(rows))]
     names = [later_text(int(one)) for one in known["horizon"]] + ["the final model"]
-    good = errors <= HOLDS_BELOW
+    good = [found.judged(place) <= HOLDS_BELOW for place in range(len(rows))]
+    tops = [error if most is None else most for error, most in zip(errors, above, strict=True)]
+    heights = np.minimum(100 * np.array(tops), _MOST) - np.minimum(100 * errors, _MOST)
     figure = go.Figure(
         go.Scatter(
             x=places,
@@ -46,6 +54,15 @@ def expected_error_curve(found: Horizons, palette: Palette = LIGHT) -> Chart:
                 "symbol": ["square" if one else "diamond-open" for one in good],
                 "color": [KEPT if one else ZERO for one in good],
                 "line": {"width": 2},
+            },
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": heights.tolist(),
+                "arrayminus": [0.0] * len(rows),
+                "color": palette.line,
+                "thickness": 1.5,
+                "width": 5,
             },
             customdata=[
                 f"{name}<br>expected error {text}" for name, text in zip(names, said, strict=True)
@@ -79,7 +96,7 @@ def expected_error_curve(found: Horizons, palette: Palette = LIGHT) -> Chart:
         zeroline=False,
     )
     figure.update_yaxes(
-        range=[0, max(60.0, min(1.1 * 100 * float(errors.max()), 1.05 * _MOST))],
+        range=[0, max(60.0, min(1.1 * 100 * float(np.nanmax(tops)), 1.05 * _MOST))],
         title_text="expected error",
         title_font=small,
         ticksuffix=" %",

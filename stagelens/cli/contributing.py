@@ -9,11 +9,11 @@ import pandas as pd
 import typer
 
 from stagelens.analyses.contributions.horizon_table import (
-    NINE_OF_TEN,
     SHARE,
     Horizons,
     error_text,
     later_text,
+    most_text,
 )
 from stagelens.contracts import StageLensError
 from stagelens.derivatives.curvature_kinds import USUAL
@@ -108,6 +108,7 @@ def contributions(
         from stagelens.analyses.contributions.contribution_table import Question
         from stagelens.analyses.contributions.horizon_table import (
             load_horizons,
+            promised,
             sentence,
             within_sentence,
         )
@@ -135,6 +136,8 @@ def contributions(
     own = [each for each in known if each is not None and each.facts.stage in found.facts.steps]
     for each in own:
         say(sentence(each) if horizon is None else within_sentence(each, horizon))
+    if said := next(filter(None, map(promised, own)), ""):
+        say(said)
     if not own:
         say(
             "Note: how far first order is off is not known; estimate it without a replay: "
@@ -182,7 +185,7 @@ def horizon(
         opened = opened_with(run, task)
         examples = opened.evaluation_set(set_name)
         from stagelens.analyses.contributions.contribution_table import Question
-        from stagelens.analyses.contributions.horizon_table import sentence
+        from stagelens.analyses.contributions.horizon_table import promised, sentence
         from stagelens.analyses.contributions.horizons import horizons
 
         question = Question(ids=tuple(example or ()), groups=groups)
@@ -190,6 +193,8 @@ def horizon(
         found = horizons(opened, own, examples.name, question, behaviour, share, report)
     _print_horizons(found)
     say(sentence(found))
+    if said := promised(found):
+        say(said)
 
 
 def _print_horizons(found: Horizons) -> None:
@@ -209,12 +214,12 @@ def _print_horizons(found: Horizons) -> None:
     )
     for name in names:
         printed.add_column(name, justify="right")
-    for row in found.table.to_dict("records"):
+    for place, row in enumerate(found.table.to_dict("records")):
         later = "final model" if pd.isna(row["horizon"]) else f"{row['horizon']:,}"
         means = [f"{row[name]:+.2g}" for name in ("first_order", "neglected")]
         error = row["expected_error"]
-        most = error_text(NINE_OF_TEN * error).removeprefix("about ")
-        printed.add_row(later, *means, error_text(error), most)
+        most = most_text(found, place) or "not known"
+        printed.add_row(later, *means, error_text(error), "-" if pd.isna(error) else most)
     print_table(printed)
     spent = found.table["gradients"].sum()
     say(

@@ -68,7 +68,7 @@ def course(
     return Course(
         hardness=max(hardness(s) for s in later) if recorded else math.nan,
         sgd=any(s.facts.optimizer is not None and s.facts.optimizer.name == "SGD" for s in later),
-        batch_norm=any(_moves_statistics(s.start().model, s.end().model) for s in later),
+        batch_norm=any(moves_statistics(s.start().model, s.end().model) for s in later),
         first=stage.index == 0,
         stages=len(later),
         steps=sum(s.steps for s in later),
@@ -97,7 +97,8 @@ def _change_after(stage: Stage, final: Weights) -> tuple[float, float]:
     return math.sqrt(after / max(own, _TINY)), common / math.sqrt(max(own * after, _TINY))
 
 
-def _moves_statistics(start: Weights, end: Weights) -> bool:
+def moves_statistics(start: Weights, end: Weights) -> bool:
+    """Whether running means changed, as batch normalisation has it in training mode."""
     names = [name for name in end if name.endswith("running_mean") and name in start]
     return any(not bool((start[name] == end[name]).all()) for name in names)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from .calibration import calibration, kind_of, known_kind, promised
 from .evidence import Evidence, PairedEvidence
+from .neglected_bounds import Kind, bound
 from .stage_trust import AGREES_ERROR, StageTrust
 
 _TINY = 1e-12  # keeps ratios finite where a stage has no effect at all
@@ -56,6 +57,9 @@ def judged(
             f"{title}: an error of {size} the effect is typical of such estimates, so no number is "
             f"shown; raise the budget, or use replay.{_seen(paired)}",
         )
+    # The bench knows nothing of the neglected term, which may lower trust, but never raise it.
+    least = evidence.neglected or 0.0
+    most = _most(trust.estimator, evidence.neglected)
     reason = trust.reason
     if paired is not None:
         reason += _seen(paired)
@@ -64,36 +68,47 @@ def judged(
             f" Over the {kind.recordings} trainings of the calibration bench, the median error of "
             f"this estimator was {100 * kind.typical:.0f} %."
         )
-        reason += second_order_sentence(evidence.neglected)
+        reason += second_order_sentence(evidence.neglected, most)
     unlike = unlike or ("" if promise.familiar else _STRANGE)
     # Said only where nothing else stands against it.
     if promise.low:
         reason += not_alike(unlike)
-    # The bench knows nothing of the neglected term, which may lower trust, but never raise it.
-    least = evidence.neglected or 0.0
     return trust.model_copy(
         update={
             "reason": reason,
-            "expected_error": max(promise.upper, least),
+            "expected_error": max(promise.upper, least, most or 0.0),
             "typical_error": max(promise.typical, least),
             "group_error": max(promise.group, least),
             "wrong_signs": max(promise.wrong_signs, math.atan(least) / math.pi),
-            "reliable": promise.reliable and not unlike and least <= RELIABLE_BELOW,
+            "reliable": promise.reliable and not unlike and (most or least) <= RELIABLE_BELOW,
             "unlike": unlike,
             "neglected": evidence.neglected,
         }
     )
 
 
-def second_order_sentence(neglected: float | None) -> str:
-    """What first order neglects, in a sentence with a space before it; empty if not known."""
+def _most(estimator: str, neglected: float | None) -> float | None:
+    """What nine of ten errors of first order stay within where so much is neglected; else None."""
+    kinds: tuple[Kind, ...] = ("unrolled-jump", "unrolled-scale")
+    kind = next((kind for kind in kinds if kind == estimator), None)
+    return None if kind is None or neglected is None else bound(kind, "final", neglected)
+
+
+def second_order_sentence(neglected: float | None, most: float | None = None) -> str:
+    """What first order neglects, in a sentence with a space before it; empty if not known.
+
+    Args:
+        neglected: Relative to the effect.
+        most: What nine of ten errors of such estimates stay within; None where it is not known.
+    """
     if neglected is None:
         return ""
     size = "over 10 times" if neglected >= 10 else f"about {100 * neglected:.0f} % of"
     if neglected < 0.005:
         size = "less than 1 % of"
     beyond = ", so that this is beyond first order" if neglected > AGREES_ERROR else ""
-    return f" The neglected second-order term is {size} the effect{beyond}."
+    within = "" if most is None else f"; nine of ten such errors are at most {100 * most:.0f} %"
+    return f" The neglected second-order term is {size} the effect{beyond}{within}."
 
 
 _STRANGE = "no training there was like this one"

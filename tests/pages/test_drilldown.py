@@ -98,7 +98,7 @@ def test_how_far_first_order_holds(open_page, asked: tuple[Path, Stored], hurt: 
     path, found = asked
     run = open_run(path)
     examples, facts = run.evaluation_set("mixed-up"), found.facts
-    errors = [0.01, 0.04, 0.3, 3.0]
+    errors = [0.01, 0.02, 0.9, 3.0]
     link = f"{LINK}&example={hurt}&within=mislabelled"
     assert any(
         one.label == "Estimate how far it holds"
@@ -117,12 +117,17 @@ def test_how_far_first_order_holds(open_page, asked: tuple[Path, Stored], hurt: 
     smooth = store_check(run, "mislabelled", "mixed-up", 1.0)
     app = check(open_page(path.parent, f"{link}&look=When", PAGE))
     curve = figures(app)[-1]
-    assert curve["alt"].endswith("42 steps later: about 30 %; the final model: about 300 %.")
-    assert curve["data"][0]["marker"]["symbol"] == ["square"] * 3 + ["diamond-open"]
+    assert "4 steps later: about 2 %, nine of ten at most " in curve["alt"]
+    assert curve["alt"].endswith("the final model: about 300 %.")  # beyond what was measured
+    assert curve["data"][0]["marker"]["symbol"] == ["square"] * 2 + ["diamond-open"] * 2
+    tall = curve["data"][0]["error_y"]["array"]
+    assert tall[1] > 0 and tall[3] == 0
+    assert "runs that it was not chosen on" in words(app)
     for look in ("When", "Which+data"):
         warned = check(open_page(path.parent, f"{link}&look={look}", PAGE)).warning
         beyond = [str(each.value) for each in warned if "first order neglects" in str(each.value)]
-        assert len(beyond) == 1 and "holds for the effect 42 steps later" in beyond[0]
+        assert len(beyond) == 1 and "holds for the effect 4 steps later" in beyond[0]
+        assert "no expected errors as large were measured" in beyond[0]
     # The graver check is told first, and smoothness is no pass by itself.
     app = check(open_page(path.parent, f"{link}&look=Which+data", PAGE))
     said = re.sub(r"\s+", " ", words(app))
@@ -138,7 +143,7 @@ def test_how_far_first_order_holds(open_page, asked: tuple[Path, Stored], hurt: 
 
 
 def test_the_training_examples_that_helped_and_hurt_are_shown(
-    open_page, asked: tuple[Path, Stored], hurt: str
+    open_page, asked: tuple[Path, Stored], hurt: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, found = asked
     link = f"{LINK}&example={hurt}&look=Which+data&within=mislabelled"
@@ -160,6 +165,14 @@ def test_the_training_examples_that_helped_and_hurt_are_shown(
     app.toggle(key="all-data").set_value(True)
     bodies = [e.proto.body for e in check(app.run()).get("html")]
     assert sum(body.count("alt='A training image'") for body in bodies) == 40
+    # Another kind of curvature has an answer of its own.
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
+    app.selectbox(key="curvature").set_value("gauss-newton")
+    next(b for b in check(app.run()).button if b.label == "Compute the contributions").click()
+    check(app.run())
+    assert started[0][-1] == "--curvature=gauss-newton" and f"--example={hurt}" in started[0]
+    assert app.selectbox(key="curvature").value == "gauss-newton"
 
 
 def test_rankings_are_not_shown_where_a_check_says_that_first_order_says_nothing(

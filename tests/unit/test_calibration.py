@@ -177,7 +177,7 @@ def test_the_task_vector_needs_nothing_but_checkpoints() -> None:
 
 
 @pytest.mark.parametrize(
-    ("missed", "said"), [(0.02, "about 2 % of the effect."), (40.0, "over 10 times the effect")]
+    ("missed", "said"), [(0.02, "about 2 % of the effect"), (40.0, "over 10 times the effect")]
 )
 def test_a_neglected_second_order_term_lowers_trust_and_never_raises_it(
     missed: float, said: str

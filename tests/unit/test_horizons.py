@@ -12,18 +12,22 @@ import pytest
 import torch
 
 import stagelens
+from stagelens.analyses.contributions import horizon_table
 from stagelens.analyses.contributions import horizons as computing
 from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import Question, load_contributions
 from stagelens.analyses.contributions.horizon_table import (
     Horizons,
+    error_text,
     load_horizons,
+    promised,
     sentence,
     within_sentence,
 )
 from stagelens.analyses.contributions.horizons import horizons, stretches
 from stagelens.contracts import Refused
 from stagelens.derivatives.windows import Window
+from stagelens.estimators.neglected_bounds import bounds
 from stagelens.measuring.models import measure
 from stagelens.replaying.left_out import replay_without_rows
 from stagelens.runs.run import Run
@@ -113,21 +117,90 @@ def _told(found: Horizons, *errors: float) -> Horizons:
     return replace(found, table=rows.assign(expected_error=errors))
 
 
-def test_what_is_said_of_it(run: Run) -> None:
+@pytest.fixture
+def twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of twice the expected error, up to 1."""
+    monkeypatch.setattr(
+        horizon_table, "bound", lambda kind, span, error: 2 * error if error <= 1 else None
+    )
+
+
+def test_what_is_said_of_it(run: Run, twice: None) -> None:
     found = horizons(run, run.stage("second"), "test", ALL, "margin")
     fine = _told(found, 0.001, 0.02, 0.2)
-    assert sentence(fine).endswith(
-        "a second-order term of about 20 % of the effect on the final model."
+    assert fine.holds and sentence(fine).endswith(
+        "a second-order term of about 20 % of the effect on the final model (nine of ten such "
+        "errors are at most 40 %)."
     )
-    near = _told(found, 0.001, 0.02, 0.9, 30.0)
-    assert near.furthest() == 10
-    assert "of over 10 times the effect on" in sentence(near)
+    # It is the bound that counts, not the expected error.
+    assert not _told(found, 0.001, 0.02, 0.3).holds
+    near = _told(found, 0.001, 0.02, 0.3, 30.0)
+    assert (
+        "of over 10 times the effect on the final model (how large such errors are at most is "
+        in (sentence(near))
+    )
+    assert "is not known: no expected errors as large were measured)" in sentence(near)
     assert sentence(near).endswith(
-        "beyond first order. It holds for the effect 10 steps later (about 2 %)."
+        "beyond first order. It holds for the effect 10 steps later (about 2 %, nine of ten at "
+        "most 4 %)."
     )
-    assert "not even of the next step; use replay" in sentence(_told(found, 2.0, 3.0))
-    assert "about 90 % of the effect 20 steps later" in within_sentence(near, 20)
-    assert near.at(1) == 0.001 and near.at(5000) == 30.0
+    assert "not even of the next step; use replay" in sentence(_told(found, 0.4, 3.0))
+    said = within_sentence(near, 20)
+    assert (
+        "about 30 % of the effect 20 steps later (nine of ten such errors are at most 60 %" in said
+    )
+    assert promised(near).startswith("90 % are promised; it held for")
+
+
+def test_without_a_bound_the_expected_error_alone_is_told(run: Run, twice: None) -> None:
+    found = horizons(run, run.stage("second"), "test", ALL, "margin")
+    own = _told(found, 0.001, 0.02, 0.3)
+    unlike = replace(own, facts=found.facts.model_copy(update={"unlike": "the task is chess"}))
+    assert unlike.holds and "known: no such run was measured: the task is chess)" in sentence(
+        unlike
+    )
+    assert promised(unlike) == ""
+    long = replace(own, facts=found.facts.model_copy(update={"later": 10**6}))
+    assert "no run was measured beyond" in sentence(long) and long.bound(1) == pytest.approx(0.04)
+    part = replace(own, facts=found.facts.model_copy(update={"share": 0.001}))
+    assert part.bound(0) is None and "only parts of" in part.unknown(0)
+
+
+def test_what_is_unlike_the_runs_that_bounds_were_measured_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = run.stage("first")
+    assert computing._unlike(run, stage) == ""
+    known = bounds().model_copy(update={"optimizers": ["AdamW"]})
+    monkeypatch.setattr(computing, "bounds", lambda: known)
+    assert computing._unlike(run, stage) == "stage first was trained with SGD"
+    known = bounds().model_copy(update={"tasks": ["chess"]})
+    monkeypatch.setattr(computing, "bounds", lambda: known)
+    assert computing._unlike(run, stage) == f"the task is {run.task.name}"
+    monkeypatch.undo()
+    monkeypatch.setattr(computing, "moves_statistics", lambda start, end: True)
+    assert computing._unlike(run, stage) == "stage first trained batch normalisation"
+
+
+def test_a_stage_whose_learning_rate_is_0_throughout_has_no_step_to_look_at(
+    tmp_path: Path,
+) -> None:
+    still = _made(tmp_path, 0.0)
+    with pytest.raises(Refused, match="was 0 at every step: its training examples moved nothing"):
+        horizons(still, still.stage("first"), "test", ALL, "margin")
+
+
+def test_stretches_that_moved_nothing_say_nothing(run: Run, twice: None) -> None:
+    found = horizons(run, run.stage("second"), "test", ALL, "margin")
+    own = {"first_order": 0.0, "neglected": 0.0, "missed": 0.0, "size": 0.0, "gradients": 4.0}
+    moved = {**own, "missed": 0.01, "size": 1.0}
+    rows = [{"horizon": h, **(own if h == 1 else moved)} for h in (1, 2, np.nan)]
+    table = computing._table(pd.DataFrame(rows))
+    assert table["expected_error"].isna().tolist() == [True, False, False]
+    quiet = replace(found, table=table)
+    assert error_text(float(table["expected_error"].iloc[0])) == "nothing moved yet"
+    # The next horizon that was looked at is told of instead.
+    assert quiet.place(1) == 1 and quiet.furthest() == 1 and quiet.holds
 
 
 def test_contributions_within_a_horizon(run: Run) -> None:

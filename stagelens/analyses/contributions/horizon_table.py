@@ -6,10 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.effects.results import BehaviourFacts
+from stagelens.estimators.neglected_bounds import (
+    Kind,
+    Span,
+    beyond,
+    bound,
+    held_sentence,
+    kind_of,
+    span_of,
+)
 from stagelens.estimators.stage_trust import AGREES_ERROR
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
@@ -18,18 +28,14 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 
 from .contribution_table import asked_digest
 
-_METHOD = 2
+_METHOD = 3
 """Part of every key; raised when what is stored changes."""
 
 SHARE = 0.1
 """Of the stage's training examples, drawn at random: the part that is left out to tell."""
 
 HOLDS_BELOW = AGREES_ERROR
-"""First order is of use up to this expected error, where verified estimates end too."""
-
-NINE_OF_TEN = 1.5
-"""Nine of ten true errors are at most this many times the expected one; see
-``tests/benchmarks/neglected.py``."""
+"""First order is of use up to this error, where verified estimates end too."""
 
 COLUMNS = ("horizon", "windows", "first_order", "neglected", "expected_error", "gradients")
 """One row per horizon, the shortest first.
@@ -38,7 +44,8 @@ COLUMNS = ("horizon", "windows", "first_order", "neglected", "expected_error", "
 stage that were looked at. ``first_order`` and ``neglected``: their mean effect on the behaviour to
 first order, and what to add to it to second order, in the behaviour's unit. ``expected_error``: the
 neglected term over the effect with it, root mean squares over the examples asked about and the
-windows. ``gradients``: what the row cost, in gradients of a step.
+windows; missing where no learning rate was above 0. ``gradients``: what the row cost, in gradients
+of a step.
 """
 
 
@@ -56,6 +63,7 @@ class HorizonFacts(BaseModel):
         steps: Of the stage.
         later: Steps of the later stages.
         seconds: Wall time.
+        unlike: What of the stages is unlike the runs that bounds were measured on; else empty.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -70,6 +78,7 @@ class HorizonFacts(BaseModel):
     steps: int
     later: int
     seconds: float
+    unlike: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,20 +96,59 @@ class Horizons:
     @property
     def holds(self) -> bool:
         """Whether first order is of use up to the final model."""
-        return self.whole <= HOLDS_BELOW
+        return self.judged(len(self.table) - 1) <= HOLDS_BELOW
 
-    def at(self, horizon: int) -> float:
-        """The expected error of the next horizon that was looked at, from this one on."""
-        later = self.table[self.table["horizon"] >= horizon]
-        return float(later["expected_error"].iloc[0]) if len(later) else self.whole
+    @property
+    def kind(self) -> Kind:
+        """Of what its errors are."""
+        return kind_of(self.facts.count)
+
+    def bound(self, place: int) -> float | None:
+        """What nine of ten true errors stay within, of one row; None where that is not known."""
+        if self.facts.unlike or self._beyond(place):
+            return None
+        return bound(self.kind, self._span(place), float(self.table["expected_error"].iloc[place]))
+
+    def unknown(self, place: int) -> str:
+        """Why there is no bound, as a reason; empty where there is one."""
+        if self.bound(place) is not None:
+            return ""
+        if self.facts.unlike:
+            return f"no such run was measured: {self.facts.unlike}"
+        return self._beyond(place) or "no expected errors as large were measured"
+
+    def judged(self, place: int) -> float:
+        """The bound of a row; its expected error where none is known."""
+        found = self.bound(place)
+        return float(self.table["expected_error"].iloc[place]) if found is None else found
+
+    def _span(self, place: int) -> Span:
+        final = place == len(self.table) - 1
+        return span_of(None if final else int(self.table["horizon"].iloc[place]))
+
+    def _beyond(self, place: int) -> str:
+        final = self._span(place) == "final"
+        steps = self.facts.steps + self.facts.later
+        if not final:
+            steps = int(self.table["horizon"].iloc[place])
+        return beyond(steps, final, self.facts.share)
+
+    def place(self, horizon: int) -> int:
+        """The row of the next horizon that was looked at, from this one on, else of the whole."""
+        known = self.table["expected_error"].notna()
+        later = np.flatnonzero(known & (self.table["horizon"] >= horizon).fillna(False))
+        return int(later[0]) if len(later) else len(self.table) - 1
 
     def furthest(self) -> int | None:
-        """The longest horizon up to which all expected errors are of use; None for none."""
+        """The place of the longest horizon up to which all errors are of use; None for none."""
         found = None
-        for row in self.table.dropna(subset="horizon").itertuples():
-            if not float(row.expected_error) <= HOLDS_BELOW:
+        for place in range(len(self.table) - 1):
+            error = self.judged(place)
+            if np.isnan(error):  # nothing was moved yet
+                continue
+            if not error <= HOLDS_BELOW:
                 break
-            found = int(row.horizon)
+            found = place
         return found
 
 
@@ -110,8 +158,10 @@ def later_text(horizon: int) -> str:
 
 
 def error_text(error: float) -> str:
-    """An expected error as it is printed."""
-    if not error < 10:  # NaN too
+    """An error as it is printed."""
+    if np.isnan(error):
+        return "nothing moved yet"
+    if not error < 10:
         return "over 10 times"
     return "less than 1 %" if error < 0.01 else f"about {100 * error:.0f} %"
 
@@ -122,28 +172,54 @@ def _of(error: float) -> str:
     return text if text.startswith("over") else f"{text} of"
 
 
+def most_text(found: Horizons, place: int) -> str:
+    """What nine of ten errors of a row stay within, as it is printed; empty where not known."""
+    most = found.bound(place)
+    return "" if most is None else error_text(most).removeprefix("about ")
+
+
+def _at_most(found: Horizons, place: int) -> str:
+    """The same, in brackets."""
+    most = most_text(found, place)
+    if most:
+        return f" (nine of ten such errors are at most {most})"
+    return f" (how large such errors are at most is not known: {found.unknown(place)})"
+
+
 def sentence(found: Horizons) -> str:
     """What first order of the whole neglects, and the horizon up to which it is of use."""
     whole, furthest = found.whole, found.furthest()
     said = (
         f"{_without(found.facts)}, first order neglects a second-order term of "
-        f"{_of(whole)} the effect on the final model"
+        f"{_of(whole)} the effect on the final model{_at_most(found, len(found.table) - 1)}"
     )
     if found.holds:
         return f"{said}."
     if furthest is None:
         return f"{said}: first order says nothing here, not even of the next step; use replay."
-    near = error_text(found.at(furthest))
-    return f"{said}: beyond first order. It holds for the effect {later_text(furthest)} ({near})."
+    row = found.table.iloc[furthest]
+    near, most = error_text(float(row["expected_error"])), most_text(found, furthest)
+    near = f"{near}, nine of ten at most {most}" if most else near
+    later = later_text(int(row["horizon"]))
+    return f"{said}: beyond first order. It holds for the effect {later} ({near})."
 
 
 def within_sentence(found: Horizons, horizon: int) -> str:
     """What first order of a horizon neglects, next to that of the whole."""
+    place = found.place(horizon)
+    error = float(found.table["expected_error"].iloc[place])
     return (
         f"{_without(found.facts)}, first order neglects a second-order term of "
-        f"{_of(found.at(horizon))} the effect {later_text(horizon)}, and of "
-        f"{_of(found.whole)} that on the final model."
+        f"{_of(error)} the effect {later_text(horizon)}{_at_most(found, place)}, and of "
+        f"{_of(found.whole)} that on the final model{_at_most(found, len(found.table) - 1)}."
     )
+
+
+def promised(found: Horizons) -> str:
+    """What is promised, and how often it held elsewhere; empty where nothing is promised."""
+    if not any(most_text(found, place) for place in range(len(found.table))):
+        return ""
+    return held_sentence(found.kind)
 
 
 def _without(facts: HorizonFacts) -> str:

@@ -25,6 +25,8 @@ from stagelens.contracts import (
 )
 from stagelens.derivatives.windows import Window, WindowEnd, follow
 from stagelens.effects.results import BehaviourFacts
+from stagelens.estimators.course import moves_statistics, unlike_the_bench
+from stagelens.estimators.neglected_bounds import bounds
 from stagelens.estimators.replay_check import check_given
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
@@ -64,8 +66,8 @@ def horizons(
     Raises:
         SetError: The question names what the set does not have.
         Refused: The behaviour is unknown or has no value, or there is no first order here; see
-            :func:`stagelens.derivatives.windows.follow`. Or a loss of the user's own that was given
-            is not the recorded one.
+            :func:`stagelens.derivatives.windows.follow`. Or the learning rate was 0 throughout.
+            Or a loss of the user's own that was given is not the recorded one.
     """
     began = time.perf_counter()
     examples = run.evaluation_set(set_name)
@@ -78,6 +80,11 @@ def horizons(
     if stored is not None:
         return stored
     check_given(run)
+    if not moves(stage):
+        raise Refused(
+            f"the learning rate of stage {stage.name!r} was 0 at every step: its training examples "
+            "moved nothing, so there is no step to look at, and no effect for first order to miss"
+        )
     overall = Progress(progress)
     rows = training_rows(run, stage, overall.part(0.0, _READING))
     names = rows.table["example_id"].to_numpy()
@@ -106,12 +113,36 @@ def horizons(
             steps=stage.steps,
             later=sum(later.steps for later in run.stages[stage.index + 1 :]),
             seconds=time.perf_counter() - began,
+            unlike=_unlike(run, stage),
         ),
         _table(pd.DataFrame(found)),
     )
     path = horizons_path(run, examples, name, ids, stage.name, share)
     fact_tables.write(path, answer.table, answer.facts)
     return answer
+
+
+def moves(stage: Stage) -> bool:
+    """Whether any learning rate of a stage is above 0."""
+    steps = stage.read_steps()
+    return any(
+        float(group["lr"]) > 0
+        for number in range(stage.steps)
+        for group in steps.facts(number).groups
+    )
+
+
+def _unlike(run: Run, stage: Stage) -> str:
+    """What of a stage, or a later one, is unlike the runs that bounds were measured on."""
+    known = bounds()
+    if run.task.name not in known.tasks:
+        return f"the task is {run.task.name}"
+    for each in run.stages[stage.index :]:
+        if each.optimizer.name not in known.optimizers:
+            return f"stage {each.name} was trained with {each.optimizer.name}"
+        if moves_statistics(each.start().model, each.end().model):
+            return f"stage {each.name} trained batch normalisation"
+    return unlike_the_bench(run, stage)
 
 
 def stretches(steps: int, used: Sequence[int]) -> list[Window]:
@@ -163,7 +194,10 @@ def _table(found: pd.DataFrame) -> pd.DataFrame:
     """One row per horizon, the shortest first and the final model last."""
     rows = []
     for horizon, own in found.groupby("horizon", dropna=False, sort=True):
-        error = float(np.sqrt(own["missed"].sum() / (own["size"].sum() + _TINY)))
+        size = own["size"].sum()
+        # Where the learning rate is 0 in all stretches, nothing is moved, and nothing is known.
+        still = size == 0 and own["missed"].sum() == 0
+        error = float("nan") if still else float(np.sqrt(own["missed"].sum() / (size + _TINY)))
         rows.append(
             {
                 "horizon": horizon,
@@ -171,7 +205,7 @@ def _table(found: pd.DataFrame) -> pd.DataFrame:
                 "first_order": float(own["first_order"].mean()),
                 "neglected": float(own["neglected"].mean()),
                 # What is no number any more has left first order far behind.
-                "expected_error": error if np.isfinite(error) else np.inf,
+                "expected_error": error if still or np.isfinite(error) else np.inf,
                 "gradients": float(own["gradients"].sum()),
             }
         )

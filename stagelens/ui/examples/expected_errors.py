@@ -11,6 +11,7 @@ from stagelens.analyses.contributions.horizon_table import (
     Horizons,
     horizons_path,
     load_horizons,
+    promised,
     sentence,
 )
 from stagelens.charts.expected_errors import expected_error_curve
@@ -81,10 +82,17 @@ def expected_errors_section(workspace: Workspace, asked: Asked) -> None:
     components.text_block(
         f"Estimated without a replay: a random {100 * found.facts.share:.0f} % of the training "
         f"examples ({found.facts.left_out:,}) is left out of stretches of the stage, and the "
-        "second-order term that first order neglects is taken relative to the effect with it. To "
-        "ask about the model some steps later: stagelens contributions with --horizon.",
+        "second-order term that first order neglects is taken relative to the effect with it. "
+        f"{_whiskers(found)}To ask about the model some steps later: stagelens contributions with "
+        "--horizon.",
         muted=True,
     )
+
+
+def _whiskers(found: Horizons) -> str:
+    """What the upper ends of the curve mean, with a space after it; empty where there are none."""
+    said = promised(found)
+    return f"The upper ends are what nine of ten errors stay within: {said} " if said else ""
 
 
 def offer(workspace: Workspace, asked: Asked, key: str) -> None:

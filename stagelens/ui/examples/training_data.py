@@ -42,7 +42,7 @@ def training_data_tab(
 ) -> None:
     """The training examples of the chosen stage, by what they contributed."""
     asked = contributions.choose(workspace, effects, chosen, example_id)
-    found = contributions.answer(workspace, asked)
+    found = contributions.answer(workspace, asked, by_kind=True)
     if found is None:
         return
     if asked.stage in found.facts.steps_only:
@@ -56,6 +56,7 @@ def training_data_tab(
         without_data_section(workspace, asked, found, pd.Series(dtype=bool))
         return
     contributions.first_order(found, asked)
+    contributions.curvature_control()
     rows = found.part("example", asked.stage)
     ranked = first_order_says_something(workspace, asked, "which")
     if expected_errors.stored_horizons(workspace, asked) is None:
