@@ -55,7 +55,7 @@ QUESTIONS = {"digits": 64, "fashion": 48}
 FEW_QUESTIONS = 8
 ONE_REPLAYED = f"{group_scores.WEIGHTS}, one group replayed"
 """What the replay of the first group says beyond first order is added to all others."""
-SCORED = {"fashion": 4}
+SCORED = {"fashion": 6}
 """Of the questions of replays, every so manieth is scored: a sweep takes time for each."""
 
 
@@ -74,15 +74,19 @@ def all_scores(
     held, weights = group_scores.HELD, group_scores.WEIGHTS
     stored = {name: _load(path, name) for name in (held, weights, "TracIn", "dattri TRAK")}
     found = {name: one for name, one in stored.items() if one is not None}
-    if held not in found:
-        found |= group_scores.adjoint_scores(run, BEHAVIOUR, questions, since=since)
-    if "TracIn" not in found:
-        found["TracIn"] = group_scores.tracin_scores(run, questions, since)
-    if "dattri TRAK" not in found and (trak := group_scores.trak_scores(run, questions)):
-        found["dattri TRAK"] = trak
-    for name, one in found.items():
-        if name not in stored or stored[name] is None:
+
+    def keep(more: dict[str, group_scores.Scored]) -> None:
+        # At once: a sweep takes long, and what follows may be interrupted.
+        for name, one in more.items():
+            found[name] = one
             _save(path, name, one)
+
+    if held not in found:
+        keep(group_scores.adjoint_scores(run, BEHAVIOUR, questions, since=since))
+    if "TracIn" not in found:
+        keep({"TracIn": group_scores.tracin_scores(run, questions, since)})
+    if "dattri TRAK" not in found and (trak := group_scores.trak_scores(run, questions)):
+        keep({"dattri TRAK": trak})
     return {**found, "random": group_scores.random_scores(found[held], seed)}
 
 

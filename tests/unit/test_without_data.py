@@ -34,6 +34,7 @@ from stagelens.analyses.without_data.computing import without_data
 from stagelens.analyses.without_data.first_order import first_order, first_order_of_groups
 from stagelens.analyses.without_data.sentences import (
     answers,
+    beyond_first_order,
     how,
     mean_effect,
     missed,
@@ -42,7 +43,7 @@ from stagelens.analyses.without_data.sentences import (
     title,
 )
 from stagelens.analyses.without_data.stored import load_without_data, stored_without_data
-from stagelens.contracts import ACCURACY, Refused, StageLensError
+from stagelens.contracts import ACCURACY, Behaviour, Refused, StageLensError
 from stagelens.effects.computing import attribute
 from stagelens.effects.summary import stage_summary
 from stagelens.report.sections import whole_report
@@ -199,6 +200,20 @@ def test_sentences_say_how_many_which_and_how(run: Run, rows: TrainingRows) -> N
     opposite = missed(-0.69, 0.13, margin)
     assert opposite == "First order was off by 0.82, with the opposite sign."
     assert missed(float("nan"), 0.13, margin) == missed(0.1, 0.0, margin) == ""
+
+
+def test_replayed_groups_are_the_measure_of_the_others() -> None:
+    margin = Behaviour("margin", "higher")
+    said = beyond_first_order([(-0.5, -0.8), (0.2, 0.1), (0.1, 0.1)], 7, margin)
+    assert said == (
+        "Effects by replay of 3 groups differ from first order by −0.30 to 0; expect "
+        "differences like these of the other 7, which were not replayed."
+    )
+    assert "by +0.20; " in beyond_first_order([(0.1, 0.3), (0.5, 0.7)], 1, margin)
+    # One says nothing of how alike groups are; and there may be none left to say it of.
+    assert beyond_first_order([(0.1, 0.3)], 7, margin) == ""
+    assert beyond_first_order([(0.1, 0.3), (0.5, 0.7)], 0, margin) == ""
+    assert beyond_first_order([(float("nan"), 0.3), (0.5, 0.7)], 2, margin) == ""
 
 
 def test_examples_are_chosen_by_file_and_by_slice(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.summary import of_behaviour, with_accuracy
-from stagelens.wording.numbers import amount_text, count_text, phrase
+from stagelens.wording.numbers import amount_text, count_text, phrase, signed_text
 from stagelens.wording.sentences import Part, Sentence, would_be
 
 from .chosen import DIVISORS, Chosen
@@ -108,6 +109,31 @@ def missed(estimate: float, replayed: float, behaviour: Behaviour) -> str:
     if estimate * replayed < 0:
         return f"{off}, with the opposite sign."
     return f"{off}, {100 * abs(estimate / replayed - 1):,.0f} % of what the replay gave."
+
+
+def beyond_first_order(
+    pairs: Sequence[tuple[float, float]], others: int, behaviour: Behaviour
+) -> str:
+    """How far the replays of some groups are from first order, as the measure for other groups.
+
+    Groups of about a size have much of it in common (docs/fidelity.md). Empty with fewer than two
+    replayed groups, which say nothing of how alike groups are, or without others.
+
+    Args:
+        pairs: Of each replayed group, final - without to first order and by replay.
+        others: How many groups were not replayed.
+        behaviour: Whose.
+    """
+    off = np.array([replayed - estimate for estimate, replayed in pairs])
+    if len(off) < 2 or others < 1 or not np.isfinite(off).all():
+        return ""
+    least, most = (signed_text(end, behaviour) for end in (off.min(), off.max()))
+    rest = "the other group" if others == 1 else f"the other {others:,}"
+    between = f"by {least}" if least == most else f"by {least} to {most}"
+    return (
+        f"Effects by replay of {len(off)} groups differ from first order {between}; expect "
+        f"differences like these of {rest}, which were not replayed."
+    )
 
 
 def answers(found: WithoutData, ids: frozenset[str], noun: str) -> str:
