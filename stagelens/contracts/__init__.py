@@ -38,12 +38,15 @@ from .optimizer_registry import (
 from .optimizers import SUPPORTED_OPTIMIZERS, OptimizerRule
 from .progress import Progress, ProgressCallback, no_progress
 from .scorer import REFERENCE_COLUMN, SCORE, Answered, Scorer, is_fraction, is_score
-from .task import Task, TaskTraits
+from .task import BESIDE, CHAT_TEMPLATE, GENERATION, Task, TaskTraits
 
 __all__ = [
     "ACCURACY",
     "BASE",
+    "BESIDE",
     "CARRIED",
+    "CHAT_TEMPLATE",
+    "GENERATION",
     "MICRO_BATCHES",
     "OTHER_EXAMPLES",
     "REFERENCE",

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+CHAT_TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
+BESIDE = frozenset({CHAT_TEMPLATE, GENERATION})
+"""Assets that no number depends on: they are for other programs that read an exported model."""
+
 
 @dataclass(frozen=True)
 class TaskTraits:
@@ -115,7 +119,7 @@ class Task(ABC):
         """Small files, by name, that the task needs to be recreated: a tokenizer, say.
 
         A run folder keeps them, and passes them back as the keyword ``assets`` beside ``config``.
-        They are data: never code, never pickled.
+        They are data: never code, never pickled. Two that differ in :data:`BESIDE` alone are one.
         """
         return {}
 

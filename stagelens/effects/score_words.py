@@ -16,6 +16,15 @@ from .model_names import AFTER, FINAL, WITHOUT
 from .results import ResultFacts
 from .stored_scores import ANSWERS, GIVEN, SCORER, StoredScore
 
+_COUNTS = {
+    "exact": " Only a whole answer counts, not one that goes on.",
+    "contains": " An answer counts where what is looked for stands anywhere in it, whatever else "
+    "it says.",
+    "regex": " An answer counts where the pattern fits anywhere in it, unless the pattern says "
+    "where.",
+    "numeric": " The last number of an answer counts, whatever is said before it.",
+}
+"""What the built-in rules count, where an answer may surprise."""
 _ORDER = (FINAL, AFTER, WITHOUT)
 
 
@@ -66,6 +75,7 @@ def _by_rule(facts: ResultFacts) -> list[str]:
     if (column := scorer.get("reference", REFERENCE_COLUMN)) != REFERENCE_COLUMN:
         against = f", held against the column {column}"
     named = f"The scorer is {scorer['name']} (version {scorer['version']}){against}."
+    named += _COUNTS.get(scorer["name"], "")
     if scorer["name"] == "classifier":
         return [f"{named} It is a model, whose errors are part of the score, and not known here."]
     return [

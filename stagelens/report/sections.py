@@ -164,25 +164,25 @@ def tables_used(run: Run, sections: Sequence[Section]) -> list[TableUsed]:
 
 
 def default_sections(run: Run, set_name: str) -> list[Section]:
-    """Scores, headlines, credit and blame, shares, stages, paths, gaps, found features and trust.
+    """What stands out, scores, stages, trust, then the data: evaluated, and trained on.
 
     Raises:
         StageLensError: Nothing has been measured on the set yet.
     """
     basis = Basis.of(run, set_name)
     parts: tuple[tuple[str, str, Callable[[Basis], list[Finding]]], ...] = (
-        ("What each stage did to the answers", scores.ABOUT, _scores),
         ("What stands out", _about(basis), _headlines),
+        ("What each stage did to the answers", scores.ABOUT, _scores),
         (
             "Credit and blame",
             "What each stage made better (credit) and worse (blame) for individual examples, and "
             "the net of the two.",
             _bars,
         ),
-        ("Without some training data", DRAWN, _without_data),
         ("Shares", shares.ABOUT, _shares),
         ("Stages", "In training order, with what was measured after each.", _time_line),
         ("Paths", paths.ABOUT, _paths),
+        ("Trust", "Every estimate that is stored for this set.", _trust),
         ("Group gaps", "Groups under the final model, and without each stage.", _gaps),
         (
             "Features found without metadata",
@@ -190,7 +190,7 @@ def default_sections(run: Run, set_name: str) -> list[Section]:
             "an effect does not mean that it is spurious: look at the examples.",
             _features,
         ),
-        ("Trust", "Every estimate that is stored for this set.", _trust),
+        ("Without some training data", DRAWN, _without_data),
     )
     return [Section(title, about, make(basis)) for title, about, make in parts]
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stagelens.contracts import RunError, Task
+from stagelens.contracts import BESIDE, RunError, Task
 from stagelens.tasks import is_installed_class
 
 from .checked_files import CheckedFiles
@@ -51,7 +51,7 @@ def identity(reference: TaskRef) -> dict[str, Any]:
     """What distinguishes one task from another: name, config and content of its assets."""
     own: dict[str, Any] = {"name": reference.name, "config": reference.config}
     if reference.files:  # absent otherwise, so that digests of runs without any do not change
-        own["files"] = {name: file.sha256 for name, file in reference.files.items()}
+        own["files"] = _digests(reference)
     return own
 
 
@@ -59,8 +59,12 @@ def differing(reference: TaskRef, task: Task) -> list[str]:
     """In what a task is not a run's task: its name, keys of its configuration, its assets."""
     if reference.name != task.name:
         return [f"name ({reference.name!r}, not {task.name!r})"]
-    recorded = {name: file.sha256 for name, file in reference.files.items()}
-    given = {name: hashlib.sha256(data).hexdigest() for name, data in task.assets.items()}
+    recorded = _digests(reference)
+    given = {
+        name: hashlib.sha256(data).hexdigest()
+        for name, data in task.assets.items()
+        if name not in BESIDE
+    }
     pairs = ((reference.config, task.config), (recorded, given))
     return [
         name
@@ -68,3 +72,8 @@ def differing(reference: TaskRef, task: Task) -> list[str]:
         for name in dict.fromkeys([*one, *other])
         if one.get(name, _ABSENT) != other.get(name, _ABSENT)
     ]
+
+
+def _digests(reference: TaskRef) -> dict[str, str]:
+    """sha256 of the assets that numbers may depend on, by name."""
+    return {n: file.sha256 for n, file in reference.files.items() if n not in BESIDE}

@@ -146,7 +146,9 @@ class CausalLM(TransformerTask):
         Raises:
             TaskError: Model and tokenizer do not fit each other, or the task.
         """
-        return cls(tokenizer=tokenizer, max_length=max_length, **model_facts(model), **options)
+        made = cls(tokenizer=tokenizer, max_length=max_length, **model_facts(model), **options)
+        made.keep_generation(model)
+        return made
 
     def check_input(self, value: Mapping[str, Any]) -> str | None:
         """Say so if an input is longer than the model takes.

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import tokenizers
 
 from stagelens.compute.bounded import NoAnswer, bounded, no_panic
-from stagelens.contracts import Example, TaskError
+from stagelens.contracts import CHAT_TEMPLATE, Example, TaskError
 
 T = TypeVar("T")
 
@@ -71,7 +71,10 @@ def tokenizer_assets(tokenizer: Any) -> dict[str, bytes]:
     facts["padding_side"] = tokenizer.padding_side
     if tokenizer.model_max_length < _UNLIMITED:
         facts["model_max_length"] = int(tokenizer.model_max_length)
+    template = getattr(tokenizer, "chat_template", None)
     return {
+        # Named templates, of which there are several, are not kept: tools take the one there is.
+        **({CHAT_TEMPLATE: template.encode()} if isinstance(template, str) else {}),
         TOKENIZER: own.to_str().encode(),
         # Sorted, because a run recognises its task by the digests of its assets.
         FACTS: (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode(),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.compute.unallocated import parameters_on_meta
-from stagelens.contracts import Example, Task, TaskError
+from stagelens.contracts import GENERATION, Example, Task, TaskError
 
 from .adapters import with_adapter
 from .model_config import checked_attention, own_config, plain_config, with_special_floats
@@ -87,6 +87,12 @@ class TransformerTask(Task):
     def assets(self) -> Mapping[str, bytes]:
         """The tokenizer's files."""
         return self._assets
+
+    def keep_generation(self, model: Any) -> None:
+        """Keep how a model generates, for programs that read it once it is exported."""
+        config = getattr(model, "generation_config", None)
+        if config is not None and self._assets:
+            self._assets[GENERATION] = config.to_json_string().encode()
 
     @property
     def tokenizer(self) -> KeptTokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import transformers
 
 from stagelens.contracts import Example, TaskError
+from stagelens.runs import task_files
 from stagelens.tasks import CausalLM, find_task, likelihoods
 from tests.support.small_texts import (
     TEXTS,
@@ -226,6 +228,24 @@ def test_the_tokenizer_comes_back_from_its_files_alone() -> None:
         assert isinstance(again, CausalLM)
         for text in (*TEXTS, "", "unheard-of ünïcödé 猫\n\t x"):
             assert again.tokenizer.encode(text).ids == tokenizer(text)["input_ids"]
+
+
+def test_what_other_programs_ask_of_a_model_is_kept_and_decides_no_number(tmp_path: Path) -> None:
+    tokenizer = gpt_tokenizer()
+    model = gpt(tokenizer)
+    plain = CausalLM.from_model(model, tokenizer)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    model.generation_config.max_new_tokens = 7
+    task = CausalLM.from_model(model, tokenizer)
+    assert {*task.assets} - {*plain.assets} == {"chat_template.jinja"}
+    for name, content in task.assets.items():
+        (tmp_path / name).write_bytes(content)
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert read.chat_template == tokenizer.chat_template
+    assert transformers.GenerationConfig.from_pretrained(tmp_path).max_new_tokens == 7
+    before, now = (task_files.write_task(tmp_path / "run", each) for each in (plain, task))
+    assert task_files.identity(before) == task_files.identity(now)
+    assert task_files.differing(before, task) == []
 
 
 def test_models_of_other_families_are_made_again_too() -> None:

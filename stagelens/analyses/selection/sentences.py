@@ -29,7 +29,7 @@ def cost(run: Run, wanted: Wanted) -> str:
     steps = stage.steps + sum(each.steps for each in later)
     through = wanted.stage
     if later:
-        through += f" and {listed([each.name for each in later])}"
+        through += f" with the later {listed([each.name for each in later])}"
     ordered = (
         f"Ordering the examples by {count_text(len(wanted.horizons), 'horizon')} takes "
         f"{count_text(len(wanted.horizons), 'backward sweep')} through {wanted.stage}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 
 import pandas as pd
 import streamlit as st
@@ -19,8 +20,10 @@ from stagelens.ui.reading.browse import (
     effect_column,
     noise_column,
 )
+from stagelens.ui.reading.example_errors import example_errors
 from stagelens.ui.reading.loaders import Effects, Source
 from stagelens.wording.numbers import axis_unit, phrase
+from stagelens.wording.signs import gain_range_text
 
 from . import cards, drilldown, filters
 from .table_cells import (
@@ -127,7 +130,7 @@ def _table(workspace: Workspace, effects: Effects, chosen: Chosen) -> str | None
             selection_mode=("single-row", "single-cell"),
             column_config=columns_of(workspace, effects, chosen, columns),
         )
-    _as_cards(workspace, chosen, shown, cells, tints, columns)
+    _as_cards(workspace, effects, chosen, shown, cells, tints, columns)
     better = chosen.behaviour.better
     trusts = trust_of(workspace, effects, chosen)
     known = {s: trusts[s] for s in workspace.stages if s in trusts}
@@ -239,6 +242,7 @@ def _named(texts: Mapping[str, str]) -> str:
 
 def _as_cards(
     workspace: Workspace,
+    effects: Effects,
     chosen: Chosen,
     shown: pd.DataFrame,
     cells: pd.DataFrame,
@@ -262,6 +266,7 @@ def _as_cards(
             f"{quoted(answer)} {mark}".strip() if answer or mark else "" for answer, mark in told
         ]
     title = answer_title(workspace, chosen.behaviour)
+    ends = _ends(workspace, effects, chosen, shown, stages) if by_effects(chosen) else {}
     cards.show(
         cells,
         texts,
@@ -269,4 +274,27 @@ def _as_cards(
         {stage: cells[effect_column(stage)].tolist() for stage in stages},
         {stage: tints[effect_column(stage)] for stage in stages},
         without,
+        ends,
     )
+
+
+def _ends(
+    workspace: Workspace,
+    effects: Effects,
+    chosen: Chosen,
+    shown: pd.DataFrame,
+    stages: Sequence[str],
+) -> dict[str, list[str]]:
+    """Stage to the interval of each example's effect; without stages that it is not known of."""
+    kind = chosen.behaviour
+    errors = example_errors(workspace.at, workspace.examples.name, effects, kind)
+    return {
+        stage: [
+            gain_range_text(value - error, value + error, kind, unit=False)
+            if isfinite(value)
+            else ""
+            for value in shown[effect_column(stage)].astype(float)
+        ]
+        for stage in stages
+        if isfinite(error := errors.get(stage, float("nan"))) and error > 0
+    }

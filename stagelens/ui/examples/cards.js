@@ -47,6 +47,7 @@ function cardOf(card, open) {
     row.style.setProperty("--tint", String(Math.abs(each.tint)));
     row.append(made("span", "", each.stage), made("span", "amount", each.amount));
     row.append(made("span", "quiet", each.without));
+    if (each.ends) row.append(made("span", "quiet ends", `with its error ${each.ends}`));
     effects.append(row);
   }
   button.append(effects);

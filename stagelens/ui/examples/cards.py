@@ -45,6 +45,7 @@ def show(
     effects: Mapping[str, Sequence[str]],
     gains: Mapping[str, Sequence[float]],
     without: Mapping[str, Sequence[str]],
+    ends: Mapping[str, Sequence[str]],
 ) -> None:
     """The examples of a page of the table; a card that is pressed opens its own.
 
@@ -56,6 +57,7 @@ def show(
         effects: Stage to the words of its effect on each example.
         gains: Stage to the same effects on the credit scale; 1 is the largest of the set.
         without: Stage to what the model without it answers; empty where no answer is meant.
+        ends: Stage to the interval of its effect on each example, where it is known.
     """
     cards = [
         {
@@ -65,7 +67,7 @@ def show(
             "answer": answers[at],
             "label": row.get("label"),
             "effects": [
-                _effect(stage, at, effects, gains, without) for stage in _strongest(gains, at)
+                _effect(stage, at, effects, gains, without, ends) for stage in _strongest(gains, at)
             ],
         }
         for at, row in enumerate(rows.to_dict("records"))
@@ -95,6 +97,7 @@ def _effect(
     effects: Mapping[str, Sequence[str]],
     gains: Mapping[str, Sequence[float]],
     without: Mapping[str, Sequence[str]],
+    ends: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     amount = effects[stage][at]
     answer = without.get(stage, [""] * (at + 1))[at]
@@ -106,4 +109,5 @@ def _effect(
         "amount": amount,
         "tint": round(-share if amount[:1] == "▼" else share, 1),
         "without": f"without it {answer}" if answer else "",
+        "ends": ends[stage][at] if stage in ends else "",
     }

@@ -35,7 +35,7 @@ STYLE = (
     ".sl-answers p{white-space:pre-wrap;margin:.2rem 0 .4rem;line-height:1.45;"
     "max-height:16rem;overflow-y:auto}"
     f".sl-answers ins{{background:{see_through(MUTED, 0.3)};text-decoration:underline;"
-    "text-underline-offset:.2em}.sl-answers del{opacity:.7}.sl-answers del+ins{margin-left:.2em}"
+    "text-underline-offset:.2em}"
     ".sl-answers ul{list-style:none;margin:0;padding:0;font-size:.8rem}"
     ".sl-answers li{margin:0;padding:0}</style>"
 )
@@ -92,8 +92,8 @@ def answers_tab(workspace: Workspace, behaviour: Behaviour, example_id: str) -> 
     final = first["prediction"]
     stages = _stages(workspace, told)
     samples = scores[chosen].samples
-    said = "The words that differ from the final model's answer are underlined; those it has "
-    said += "and another lacks are struck through."
+    said = "Answers as they are; the words that the final model's answer does not have there are "
+    said += "underlined."
     if samples > 1:
         said += f" The first of {samples} samples; scores are their means."
     components.text_block(said, muted=True)
@@ -231,7 +231,7 @@ def reply_card(reply: Mapping[str, Any], final: str | None) -> str:
 
 
 def answer_html(text: str | None, final: str | None) -> str:
-    """An answer as markup, its differences from another one marked.
+    """An answer as markup: as it is, with the words marked that another one does not have there.
 
     Args:
         text: The answer; None where it is not known.
@@ -239,12 +239,14 @@ def answer_html(text: str | None, final: str | None) -> str:
     """
     if text is None:
         return "<i>no answer is kept</i>"
-    if not text and not final:
+    if not text:
         return "<i>nothing: it ends at once</i>"
     text = short(text, _LONGEST)
     parts = [("same", text)] if final is None else word_changes(short(final, _LONGEST), text)
-    tags = {"same": "bdi", "added": "ins", "gone": "del"}
-    return "".join(f"<{tags[kind]}>{_shown(part)}</{tags[kind]}>" for kind, part in parts)
+    tags = {"same": "bdi", "added": "ins"}
+    return "".join(
+        f"<{tags[kind]}>{_shown(part)}</{tags[kind]}>" for kind, part in parts if kind in tags
+    )
 
 
 def _shown(text: str) -> str:

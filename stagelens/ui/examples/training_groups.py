@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -70,9 +71,16 @@ def groups_of_a_stage(
         listed: Those that the list offers to leave out, which are not offered twice.
         found: What they contributed.
     """
-    if not groups:
-        return
     st.html(components.heading_html("Groups of training examples"))
+    if not groups:
+        command = ("stagelens", "training-data", *workspace.at.words, "--stage", asked.stage)
+        components.text_block(
+            f"None: the training examples of {asked.stage} are alike in all that they could be "
+            "grouped by (recorded columns, labels, lengths, uses). A file with an example_id and "
+            f"further columns gives some: {shlex.join(command)} --columns FILE",
+            muted=True,
+        )
+        return
     by = st.selectbox(
         "Groups by",
         list(groups),

@@ -126,6 +126,8 @@ def credit_and_blame(
             drawn_shares.offer(workspace)
         shares.adding_up(workspace, behaviour, by, group, reading)
         return
+    if is_score(behaviour):
+        components.text_block(shares.NONE_OF_SCORES, muted=True)
     components.text_block(
         f"{QUESTIONS[WITHOUT]} Mean stage effect on the {phrase(behaviour)} of {about}: what each "
         "stage made better (credit) and worse (blame) for individual examples, and the net of the "

@@ -40,6 +40,13 @@ from . import halves, share_jobs
 
 _ESTIMATE = "shares"
 
+NONE_OF_SCORES = (
+    "Of scores there are no shares: they would need the answers of every model in which only some "
+    "of the stages happened, and these models are measured for likelihoods alone. What the scores "
+    "rest on, such as the log-likelihood, has shares."
+)
+"""Said where a score is chosen, in the place of the ways to give credit."""
+
 
 def left_unsaid(
     workspace: Workspace, behaviour: Behaviour, by: str | None, group: str | None

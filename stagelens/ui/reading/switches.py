@@ -15,7 +15,7 @@ import streamlit as st
 
 from stagelens.analyses import switches
 from stagelens.analyses.switches import ALL_ON, Level, Off, Switched, Turned
-from stagelens.contracts import ACCURACY
+from stagelens.contracts import ACCURACY, is_score
 from stagelens.runs.sets.clusters import CLUSTER
 
 from . import loaders, shares
@@ -103,6 +103,9 @@ def _board(
     labelled = table["label"].notna().to_numpy()
     if kind == ACCURACY:  # others cannot be right or wrong
         chosen = chosen & labelled
+    scored = np.isfinite(found[ALL_ON].values)
+    if is_score(kind) and scored[chosen].any():  # of others it says nothing
+        chosen = chosen & scored
     clusters = _clusters(at, set_name, table)
     places = switches.sample(found, kind, chosen, most)
     final = found[ALL_ON]
