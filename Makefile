@@ -8,6 +8,8 @@ HEADLESS ?=
 ARGS ?=
 WORKERS ?= auto
 SPREAD = --numprocesses $(WORKERS) --dist loadfile
+IN_TEST := not extensive and (essential or not slow)
+IN_TEST_SLOW := not extensive and not essential and slow
 OLDEST := .venv-oldest
 OLDEST_TESTS := tests/unit/test_odd_runs.py tests/unit/test_run_folder.py \
 	tests/unit/test_set_readers.py tests/unit/test_evaluation_sets.py tests/unit/test_uploads.py \
@@ -32,8 +34,8 @@ $(shell test -x $(BIN)/python || rm -f $(REQUIREMENTS) $(PACKAGE) $(TESTS))
 $(shell test -x $(TOOLS)/bin/python || rm -f $(TOOLS_INSTALLED))
 
 .DEFAULT_GOAL := help
-.PHONY: help app test screenshots lint bench fuzz same test-oldest lock sbom audit setup clean \
-	distclean
+.PHONY: help app test test-slow screenshots lint bench fuzz same test-oldest lock sbom audit setup \
+	clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -43,8 +45,11 @@ app: setup ## build the demo on the first start, then open the dashboard
 	@test -e $(DEMO) || $(BIN)/stagelens demo digits --out $(DEMO)
 	$(if $(filter 1,$(HEADLESS)),STREAMLIT_SERVER_HEADLESS=true) $(BIN)/stagelens app --port $(PORT)
 
-test: $(TESTS) ## all tests, and beside them linters, types and layers
-	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
+test: $(TESTS) ## linters, types, layers, and all tests but the slow ones
+	$(BIN)/python -m pytest $(SPREAD) -m '$(IN_TEST)' $(ARGS)
+
+test-slow: $(TESTS) ## the slow tests: with `make test`, all that CI runs
+	$(BIN)/python -m pytest $(SPREAD) -m '$(IN_TEST_SLOW)' $(ARGS)
 
 screenshots: $(TESTS) ## the browser tests, with a picture of every page in light and dark
 	STAGELENS_SCREENSHOTS=1 $(BIN)/python -m pytest $(SPREAD) tests/browser $(ARGS)

@@ -31,7 +31,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, WebSocket, expect, sync_playwright
 
 from tests.browser.cut_texts import cut_texts
-from tests.browser.waiting import IDLE, NEXT_FRAMES, SHOWN_IN
+from tests.browser.waiting import EXCHANGE, IDLE, NEXT_FRAMES, SHOWN_IN
 from tests.conftest import DemoRun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,11 +138,13 @@ _running: list[Server] = []
 _FAILED = pytest.StashKey[bool]()
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker("browser")
+            item.add_marker("slow")  # with the processor time of Chromium and of the server
 
 
 def pytest_sessionfinish() -> None:
@@ -214,6 +216,7 @@ class _Profile:
             service_workers="block", accept_downloads=True,
         )  # fmt: skip
         self._context.set_default_timeout(WAIT)
+        self._context.add_init_script(EXCHANGE)
         # Seen, not routed: with a route there is no cache, and a page takes twice as long.
         self._context.on("request", self._note)
         self._context.on("page", lambda opened: opened.on("websocket", self._note))
@@ -329,15 +332,16 @@ def own_server(own_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def settle() -> Settle:
     """``settle(page, text=None)``: wait for ``text``, then until Streamlit has nothing to do.
 
-    After a click, give a text that was not there before, or wait for it with ``expect``: the
-    rerun may not have begun when the click returns. Fails when the page shows an exception.
+    After a click too: what the page asked the server for has been answered. A file that is
+    uploaded, or a job that is done, is followed by a rerun at its own time: give its text. Fails
+    when the page shows an exception.
     """
 
     def wait(page: Page, text: str | None = None) -> None:
         if text is not None:
             shown = page.get_by_text(text).or_(page.get_by_test_id("stException"))
             expect(shown.filter(visible=True).first).to_be_visible()
-        page.wait_for_function(IDLE)
+        page.wait_for_function(IDLE, polling=50)
         page.evaluate(NEXT_FRAMES)
         for exception in page.get_by_test_id("stException").all():
             pytest.fail(f"the page shows an exception: {exception.inner_text()}")

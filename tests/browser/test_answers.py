@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.axe import violations
 
 
-@pytest.mark.slow
 def test_from_a_score_to_its_prompts_and_to_answers_of_every_model(
     start_server, page: Page, settle, screenshot, check_narrow, answered: Path
 ) -> None:
@@ -50,7 +48,6 @@ def test_from_a_score_to_its_prompts_and_to_answers_of_every_model(
     check_narrow(page, "own answers")
 
 
-@pytest.mark.slow
 def test_the_chat_demo_from_its_scores_to_answers_and_to_a_prompt_in_other_words(
     start_server, page: Page, settle, screenshot, check_narrow, short_chat: Path
 ) -> None:

@@ -57,7 +57,6 @@ def test_cancelling_the_demo_leaves_nothing(new_server, page: Page, settle, new_
     assert list(new_home.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_a_first_start_builds_the_demo_and_shows_the_bars(
     new_server, page: Page, settle, screenshot, new_home: Path
 ) -> None:
@@ -75,6 +74,7 @@ def test_a_first_start_builds_the_demo_and_shows_the_bars(
     assert [path.name for path in new_home.iterdir()] == ["digits"]
 
 
+@pytest.mark.essential
 def test_the_overview_in_light_and_dark(server, page: Page, settle, screenshot) -> None:
     page.goto(f"{server.url}/?run=digits")
     settle(page, "Credit and blame")
@@ -99,6 +99,7 @@ def test_the_overview_in_light_and_dark(server, page: Page, settle, screenshot) 
     )
 
 
+@pytest.mark.essential
 def test_a_dot_of_a_path_leads_to_its_examples(server, page: Page, settle) -> None:
     # What is open stays open when pages change.
     page.goto(server.url + "/?run=digits&group=stamped&show-paths=true")
@@ -122,6 +123,7 @@ def test_a_dot_of_a_path_leads_to_its_examples(server, page: Page, settle) -> No
     assert len(picked) == 2
 
 
+@pytest.mark.essential
 def test_filter_pick_an_example_and_read_its_effect(
     server, page: Page, settle, screenshot, digits_run: DemoRun
 ) -> None:
@@ -198,6 +200,7 @@ def test_a_copied_link_opens_the_same_view_on_a_fresh_server_which_never_loads_t
     assert not maps.exists() or "libtorch" not in maps.read_text()  # Linux tells
 
 
+@pytest.mark.essential
 def test_the_keyboard_walks_through_the_examples(server, page: Page, settle) -> None:
     page.goto(f"{server.url}/Examples?run=digits&sort=id&example=clean-010")
     settle(page, "Back to the table")
@@ -226,6 +229,7 @@ def test_the_keyboard_walks_through_the_examples(server, page: Page, settle) -> 
     expect(heading(page, "clean-003")).to_be_visible()
 
 
+@pytest.mark.essential
 def test_the_export_is_what_the_filters_leave(
     server, page: Page, settle, digits_run: DemoRun
 ) -> None:

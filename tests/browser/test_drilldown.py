@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.axe import HEADINGS, violations
@@ -13,7 +12,6 @@ from tests.browser.axe import HEADINGS, violations
 LINK = "Examples?run=digits&set=mixed-up&measure=margin&estimator=replay&sort=id"
 
 
-@pytest.mark.slow
 def test_from_an_example_to_its_steps_its_data_and_others_beside_it(
     server, page: Page, settle, screenshot
 ) -> None:

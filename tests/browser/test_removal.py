@@ -32,6 +32,7 @@ def exact(page: Page) -> None:
     expect(page.get_by_text("exact: measured on the edited weights")).to_be_visible()
 
 
+@pytest.mark.essential
 def test_the_worst_stage_is_removed_and_what_follows_is_shown(
     server, page: Page, settle, screenshot, check_narrow
 ) -> None:
@@ -49,6 +50,7 @@ def test_the_worst_stage_is_removed_and_what_follows_is_shown(
     check_narrow(page, "removal")
 
 
+@pytest.mark.essential
 def test_a_slider_answers_and_the_exact_figures_follow(server, page: Page, settle) -> None:
     page.goto(server.url + LINK + "&remove-1=50&remove-2=5")
     settle(page, "Flipped answers")

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from stagelens.report.store import FindingStore
@@ -71,17 +72,6 @@ def read_report(chromium: Browser, file: Path, name: str) -> None:
     context.close()
 
 
-def export_pictures(page: Page) -> Path:
-    """The exported report of pictures: asked for until the page has followed the choice."""
-    for _ in range(200):
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Export HTML").click()
-        if download.value.suggested_filename.endswith("-report-pictures.html"):
-            break
-        page.wait_for_timeout(500)
-    return Path(download.value.path())
-
-
 def read_static(chromium: Browser, downloaded: Path, interactive: Path) -> None:
     """Open a report of pictures where no script runs: each has a form for wide and for narrow."""
     file = interactive.with_name("static.html")
@@ -102,6 +92,7 @@ def read_static(chromium: Browser, downloaded: Path, interactive: Path) -> None:
     context.close()
 
 
+@pytest.mark.essential
 def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     own_server: Server,
     own_home: Path,
@@ -160,7 +151,11 @@ def test_a_chart_is_pinned_and_its_report_opens_anywhere(
     assert f"{server.url}/Examples?run=report" in content
     assert "&lt;b&gt;Remove it?&lt;/b&gt;" in content
     page.get_by_text("Pictures, under 1 MB").click()
-    read_static(chromium, export_pictures(page), file)
+    settle(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export HTML").click()
+    assert download.value.suggested_filename.endswith("-report-pictures.html")
+    read_static(chromium, Path(download.value.path()), file)
     page.get_by_role("link", name="Open on the Examples page").click()
     settle(page, "Effect of each stage")
     expect(page.get_by_role("heading", name="stamped-001")).to_be_visible()

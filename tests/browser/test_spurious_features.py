@@ -11,6 +11,7 @@ from tests.browser.axe import violations
 from tests.browser.turning import LEAVE, TURNED
 
 
+@pytest.mark.essential
 def test_the_gap_between_groups_is_read_with_and_without_each_stage(
     server, page: Page, settle, screenshot
 ) -> None:
@@ -32,7 +33,6 @@ def test_the_gap_between_groups_is_read_with_and_without_each_stage(
     settle(page, "The gap in mean margin between")
 
 
-@pytest.mark.slow
 def test_features_are_looked_for_and_their_examples_opened(
     server, page: Page, settle, screenshot, check_narrow
 ) -> None:

@@ -18,6 +18,7 @@ def wrong(page: Page) -> Locator:
     return page.locator(".board .card.wrong")
 
 
+@pytest.mark.essential
 def test_a_stage_is_switched_off_and_the_wall_turns(
     server, page: Page, settle, screenshot, check_narrow
 ) -> None:

@@ -34,7 +34,7 @@ def server(own_server: Server, own_home: Path, digits_run: DemoRun) -> Server:
     return own_server
 
 
-@pytest.mark.slow
+@pytest.mark.essential
 def test_press_verify_and_read_how_far_each_number_can_be_trusted(
     server, own_home: Path, page: Page, settle, screenshot, check_narrow
 ) -> None:

@@ -70,6 +70,7 @@ def standings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_every_page_says_of_each_stage_what_is_known(
     open_page, standings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_the_search_starts_by_itself_and_its_result_is_shown(open_page, demo_cop
     assert "What is most closely associated with the effect of" in words(app)
 
 
+@pytest.mark.slow
 def test_a_feature_comes_with_its_figures_its_rules_and_its_examples(
     open_page, searched: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_without_any_result_it_says_what_would_be_learnt_and_how_long(
     assert "Verify by replay" in labels(app)
 
 
+@pytest.mark.slow
 def test_figures_stand_together_with_their_intervals(open_page, verified: Path) -> None:
     app = check(open_page(verified.parent, "run=digits&measure=loss&estimate=coarse-replay 1/4",
                           PAGE))  # fmt: skip

@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 
-FIRST = ("tests/unit/test_linters.py", "tests/unit/test_comments_demo.py")
+FIRST = (
+    *("tests/unit/test_linters.py", "tests/unit/test_comments_demo.py"),
+    *("tests/unit/test_unrolled.py", "tests/unit/test_adjoint.py"),
+)
 """They wait for nothing, while a third worker builds the demo that most others wait for."""
+LONG = (
+    *("tests/unit/test_report.py", "tests/unit/test_estimates.py", "tests/pages/test_bar.py"),
+    *("tests/pages/test_trust.py", "tests/unit/test_trainer_callback.py"),
+    *("tests/unit/test_tasks_of_all_kinds.py", "tests/unit/test_odd_runs.py"),
+    *("tests/unit/test_run_folder.py", "tests/unit/test_replay.py", "tests/pages/test_draws.py"),
+)
+"""Without their slow tests these take longest, so none of them shall be begun last."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -38,13 +48,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with most slow tests first, but for FIRST; the same order in every worker."""
+    """FIRST, then files with most slow tests, then LONG; the same order in every worker."""
     files: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         files[item.nodeid.split("::")[0]].append(item)
-    slow = {n: sum(i.get_closest_marker("slow") is not None for i in f) for n, f in files.items()}
-    slow |= {name: len(items) for name in FIRST if name in files}
-    items[:] = [i for n in sorted(files, key=slow.__getitem__, reverse=True) for i in files[n]]
+
+    def place(name: str) -> tuple[int, int, bool]:
+        first = FIRST.index(name) if name in FIRST else len(FIRST)
+        slow = sum(item.get_closest_marker("slow") is not None for item in files[name])
+        return first, -slow, name not in LONG
+
+    items[:] = [item for name in sorted(files, key=place) for item in files[name]]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

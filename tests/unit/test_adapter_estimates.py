@@ -66,6 +66,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return record(path, "encoder", HISTORIES[request.param])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", ["jump", "scale"])
 def test_derivatives_equal_central_differences_of_the_replay(run: Run, reading: Reading) -> None:
     tangents = final_tangents(run, run.stages, reading)

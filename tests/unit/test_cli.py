@@ -79,6 +79,7 @@ def test_the_demo_does_not_overwrite(digits_run: DemoRun, command: Command) -> N
     assert answer.err.startswith(f"stagelens: {digits_run.path} is not empty; choose another")
 
 
+@pytest.mark.slow
 def test_without_a_terminal_a_demo_prints_a_line_for_every_phase(comments_run: DemoRun) -> None:
     lines, (first, *stages) = comments_run.told.splitlines(), open_run(comments_run.path).stages
     for stage in (first, *stages):

@@ -54,6 +54,7 @@ def _walked(run: Run, merge: float, thin: float) -> TrainingState:
     return model.snapshot()
 
 
+@pytest.mark.slow
 # A branch without a gradient meets momentum and Adam also where only the diagonal is walked.
 @pytest.mark.parametrize(
     ("name", "network"), pairs(OPTIMIZERS, ["branch", "cnn", "batch norm", "encoder"])

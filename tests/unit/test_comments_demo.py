@@ -17,6 +17,8 @@ from stagelens.effects.results import Result
 from stagelens.replaying.reproduction import measure_deviation
 from tests.conftest import DemoRun
 
+pytestmark = pytest.mark.slow  # the demo itself takes twenty seconds
+
 
 @pytest.fixture(scope="module")
 def demo(comments_run: DemoRun) -> stagelens.Run:
@@ -63,7 +65,6 @@ def test_the_toxicity_stage_is_to_credit_for_finding_toxic_comments(effects: Res
     assert toxic["toxicity"] > 10
 
 
-@pytest.mark.slow
 def test_every_stage_replays_bit_for_bit(demo: stagelens.Run) -> None:
     deviations = [measure_deviation(demo.task, stage) for stage in demo.stages]
     assert [deviation for deviation in deviations if not deviation.bitwise] == []

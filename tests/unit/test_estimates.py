@@ -76,6 +76,7 @@ def plain(table: Any) -> Any:
     return table.astype(object).where(table.notna(), None).reset_index(drop=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coded", [False, True])
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_the_rows_of_one_behaviour_are_those_of_the_table(
@@ -101,6 +102,7 @@ def lazily(run: stagelens.Run, estimate: str) -> Effects:
     return stored_effects(run, estimate, known, labelled=True, orders=None, coded=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimate", ["replay", "task-vector"])
 def test_effects_are_the_same_whether_they_are_read_at_once_or_when_looked_at(
     stored: stagelens.Run, estimate: str

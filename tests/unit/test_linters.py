@@ -21,6 +21,7 @@ LINTERS = {
 }
 
 
+@pytest.mark.essential
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LINTERS)
 def test_the_code_passes(name: str) -> None:

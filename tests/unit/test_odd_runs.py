@@ -156,6 +156,7 @@ def test_a_stage_of_one_step_is_replayed_bit_for_bit(run: Run) -> None:
     assert (effects(made, "single") != 0).any() and np.isfinite(effects(made, "single")).all()
 
 
+@pytest.mark.slow
 def test_200_stages_are_opened_measured_and_drawn(tmp_path: Path) -> None:
     many = many_stages(tmp_path / "run", 200)
     names = [stage.name for stage in many.stages]

@@ -28,6 +28,7 @@ ALWAYS = (
 """Of each way of keeping a state, one; the others are extensive."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

@@ -46,6 +46,7 @@ def short_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------------------- what numbers need
 
 
+@pytest.mark.slow
 def test_every_number_of_the_page_has_trust_estimator_set_and_sentence(
     whole: Report, short_plotly: None
 ) -> None:
@@ -190,6 +191,7 @@ def test_a_picture_that_leaves_no_room_is_left_out_and_that_is_said() -> None:
     assert "too large for a report" in root.text
 
 
+@pytest.mark.slow
 def test_a_static_report_has_pictures_no_script_and_every_number_in_a_table(whole: Report) -> None:
     """With a copy of every kind of chart that can be pinned, it is under 1 MB."""
     pinned = [finding(title=name, **_drawn(name)) for name in EVERY]
@@ -345,6 +347,7 @@ def test_the_command_writes_a_report_and_never_over_a_file(
     assert "has no evaluation set 'no-such-set'" in str(nowhere.exception)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "set_name"),
     [("comments", "test"), ("comments", "hostile"), ("prompts", "test"), ("prompts", "hostile")],

@@ -117,6 +117,7 @@ def record(path: Path, changes: list[Prepare]) -> tuple[Run, list[Plan]]:
     return record_plans(path, layers_task(), plans), plans
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", HISTORIES)
 def test_replay_is_bit_for_bit_with_and_without_every_stage(history: str, tmp_path: Path) -> None:
     (changes, operations), task = HISTORIES[history], layers_task()

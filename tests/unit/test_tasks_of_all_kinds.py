@@ -41,6 +41,7 @@ def test_it_is_found_again_by_its_name_and_replays_bit_for_bit(run: Run) -> None
         assert measure_deviation(run.task, stage).bitwise, stage.name
 
 
+@pytest.mark.slow
 def test_effects_are_the_differences_of_replayed_models(run: Run) -> None:
     result = attribute(run, "test", "replay")
     assert list(result.trust) == list(STAGES)

@@ -79,6 +79,7 @@ def test_every_stage_replays_bit_for_bit(run: stagelens.Run) -> None:
     assert [measure_deviation(run.task, stage).bitwise for stage in run.stages] == [True] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", ["task-vector", "coarse-replay", "unrolled-jump", "unrolled-scale", "replay"]
 )

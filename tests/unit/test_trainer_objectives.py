@@ -83,6 +83,7 @@ def opened(case: str, path: Path) -> stagelens.Run:
     return stagelens.open_run(path / "run", objectives=given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_replayed_and_left_out_bit_for_bit(case: str, tmp_path: Path) -> None:
     trained(case, tmp_path, record=True)

@@ -122,6 +122,7 @@ STRUCTURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("structure", "optimizer"), pairs(STRUCTURES, ["momentum", "adam", "adamw"])
 )
@@ -160,6 +161,7 @@ def test_betas_move_and_their_bias_masses_follow(tmp_path: Path, optimizer: str)
     check(record(tmp_path / "run", "cnn", phases))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", ["jump", "scale"])
 @pytest.mark.parametrize("network", ["encoder", "batch norm"])
 def test_a_stage_does_not_depend_on_which_others_are_asked_for_or_when(
