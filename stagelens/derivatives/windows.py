@@ -84,8 +84,6 @@ def follow(
     places: Places,
     windows: Sequence[Window],
     reached: Callable[[WindowEnd], None],
-    count: int = PROBES,
-    options: DerivativeOptions | None = None,
     progress: ProgressCallback = no_progress,
 ) -> None:
     """Go through windows of a stage, and tell what leaving examples out does at the end of each.
@@ -96,8 +94,6 @@ def follow(
         places: Which, see :meth:`stagelens.runs.training_rows.TrainingRows.places`.
         windows: In any order.
         reached: Called at the end of every window, while its stage's model is at hand.
-        count: Steps of each stage of a window whose defects are taken.
-        options: Dtype and curvature.
         progress: Called after every step.
 
     Raises:
@@ -105,7 +101,7 @@ def follow(
             is computed from a reference model that is its start.
         NotSeparable: The loss is no sum over examples.
     """
-    options = options or DerivativeOptions()
+    options = DerivativeOptions()
     whole = any(window.end is None for window in windows)
     stages = run.stages[stage.index :] if whole else [stage]
     check_differentiable(stages)
@@ -127,13 +123,13 @@ def follow(
             crossing = Crossing(before, own)
             for each in opened:
                 each.vectors = crossing.push(each.vectors, state)
-                each.probes = stage_probes(current, 0, current.steps, count)
+                each.probes = stage_probes(current, 0, current.steps, PROBES)
         state, before = own.start, own
         with same_arithmetic(current):
             for record in current.read_steps():
                 if current.name == stage.name:
                     new = [w for w in windows if w.begin == record.step]
-                    opened += [_begun(own, window, count) for window in new]
+                    opened += [_begun(own, window) for window in new]
                 left_out = places.get(record.step, ()) if current.name == stage.name else ()
                 state = _step(own, record, state, opened, left_out)
                 if current.name == stage.name:
@@ -148,9 +144,9 @@ def follow(
             _tell(reached, each, before, state)
 
 
-def _begun(own: LinearStage, window: Window, count: int) -> _Open:
+def _begun(own: LinearStage, window: Window) -> _Open:
     end = own.stage.steps if window.end is None else window.end
-    return _Open(window, own.layout.zeros(2), stage_probes(own.stage, window.begin, end, count))
+    return _Open(window, own.layout.zeros(2), stage_probes(own.stage, window.begin, end, PROBES))
 
 
 def _tell(reached: Callable[[WindowEnd], None], each: _Open, own: LinearStage, at: State) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stagelens.contracts import Progress, ProgressCallback, Refused, no_progress
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
+from stagelens.runs.training_rows import example_key, training_rows
 
 from .coarse_replay import CoarseReplay
 from .protocol import Counterfactual, Estimator
@@ -48,19 +49,20 @@ class LeftOutRows:
     ids: tuple[str, ...]
     divisor: Literal["rest", "kept"] = "rest"
 
-    @property
-    def settings(self) -> dict[str, Any]:
+    def settings_in(self, run: Run) -> dict[str, Any]:
         """What sets its counterfactual apart; the same in whatever order ids are given."""
-        return {"left_out": digest(sorted(self.ids)), "divisor": self.divisor}
+        of = "".join(example_key(run, self.stage))
+        own = {"left_out": digest(sorted(self.ids)), "divisor": self.divisor}
+        return {**own, "of": of} if of else own
 
 
-def _estimator(rows: LeftOutRows, name: str, settings: Mapping[str, Any]) -> Estimator:
+def _estimator(run: Run, rows: LeftOutRows, name: str, settings: Mapping[str, Any]) -> Estimator:
     if name == REPLAY:
         if settings:
             raise Refused(f"replay does not take the setting {min(settings)}; omit it")
-        return _ReplayWithout(rows)
+        return _ReplayWithout(rows, rows.settings_in(run))
     if name == CoarseReplay.name:
-        return _CoarseWithout(rows, **settings)
+        return _CoarseWithout(rows, rows.settings_in(run), **settings)
     raise Refused(
         f"the model without some examples is obtained by {' or '.join(ESTIMATORS)}, and not by "
         f"{name}; to rank examples at no such cost, see stagelens contributions"
@@ -68,10 +70,10 @@ def _estimator(rows: LeftOutRows, name: str, settings: Mapping[str, Any]) -> Est
 
 
 class _ReplayWithout(Replay):
-    def __init__(self, rows: LeftOutRows) -> None:
+    def __init__(self, rows: LeftOutRows, settings: dict[str, Any]) -> None:
         super().__init__()
         self._left_out = rows
-        self.settings = rows.settings
+        self.settings = settings
 
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
@@ -99,10 +101,11 @@ class _ReplayWithout(Replay):
 
 
 class _CoarseWithout(CoarseReplay):
-    def __init__(self, rows: LeftOutRows, **settings: Any) -> None:
+    def __init__(self, rows: LeftOutRows, own: dict[str, Any], **settings: Any) -> None:
         super().__init__(**settings)
         self._left_out = rows
-        self.settings = {**self.settings, **rows.settings}
+        self._own = own
+        self.settings = {**self.settings, **own}
 
     def counterfactuals(
         self, run: Run, stages: Sequence[Stage], progress: ProgressCallback
@@ -114,7 +117,9 @@ class _CoarseWithout(CoarseReplay):
         (stage,) = stages
         if stage is run.last:
             # There is nothing that could be had more cheaply.
-            for found in _ReplayWithout(self._left_out).counterfactuals(run, stages, progress):
+            for found in _ReplayWithout(self._left_out, self._own).counterfactuals(
+                run, stages, progress
+            ):
                 told = {"estimator": self.name}
                 yield replace(found, trust=found.trust.model_copy(update=told))
             return
@@ -141,8 +146,6 @@ class _CoarseWithout(CoarseReplay):
 
 
 def _places(run: Run, rows: LeftOutRows, progress: ProgressCallback) -> dict[int, set[int]]:
-    from stagelens.runs.training_rows import training_rows
-
     return training_rows(run, run.stage(rows.stage), progress).places(rows.ids)
 
 
@@ -216,7 +219,9 @@ def without_rows(
     from .replay_check import check_given
     from .stored_counterfactuals import keep, load
 
-    made, stage = _estimator(rows, estimator, settings or {}), run.stage(rows.stage)
+    stage = run.stage(rows.stage)
+    training_rows(run, stage)  # what an example is there, is part of the key
+    made = _estimator(run, rows, estimator, settings or {})
     stored = load(run, stage, made)
     if stored is not None:
         return told_of_samples(run, replace(stored, part=True))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
+from threading import Event, get_ident
 
 from stagelens.contracts import RunError
 
@@ -49,8 +49,8 @@ class CheckedFiles:
         """
         path = self.present(reference)
         if self._checked.get(reference.path) != _times(path):
-            if self._beside is not None:
-                self._beside.hash([(reference, path)])
+            if (beside := self._own_beside()) is not None:
+                beside.hash([(reference, path)])
                 return path
             fits = is_as_recorded(path, reference)
             # The copy in the cache may be what was damaged: fetch it again before refusing the run.
@@ -87,7 +87,8 @@ class CheckedFiles:
         """Within the block files are hashed while they are used, and all are checked at its end.
 
         So each is read from the disk once. What the block makes must be thrown away if this raises.
-        Files that are fetched from elsewhere are checked first, as usual.
+        Files that are fetched from elsewhere are checked first, as usual; so are those that another
+        thread asks for meanwhile, which knows nothing of the block, and would keep what it makes.
 
         Raises:
             RunError: A file that was used in the block was edited; in place of any other error,
@@ -108,6 +109,11 @@ class CheckedFiles:
             self._beside = None
             beside.close()
 
+    def _own_beside(self) -> _Beside | None:
+        """Of the block of :meth:`hashed_beside` that this thread is in."""
+        beside = self._beside
+        return beside if beside is not None and beside.thread == get_ident() else None
+
     def paths(self, references: Sequence[FileRef]) -> Iterator[Path]:
         """As :meth:`path` for several files, in order; local ones are hashed on all cores.
 
@@ -119,14 +125,14 @@ class CheckedFiles:
         if self._origin is not None:
             yield from map(self.path, references)
             return
-        if self._beside is not None:
+        if (beside := self._own_beside()) is not None:
             paths = [self.present(reference) for reference in references]
             new = [
                 (reference, path)
                 for reference, path in zip(references, paths, strict=True)
                 if self._checked.get(reference.path) != _times(path)
             ]
-            self._beside.hash(new)
+            beside.hash(new)
             yield from paths
             return
         # Threads are enough: hashlib releases the interpreter's lock.
@@ -182,9 +188,13 @@ class _Beside:
 
     Those that were asked for together are hashed one after the other, as they are read; by hashing
     them all at once, the disk would be kept from what is read now.
+
+    Attributes:
+        thread: The one whose block it is.
     """
 
     def __init__(self) -> None:
+        self.thread = get_ident()
         self._stop = Event()
         # They mostly wait: for the disk, and for their turn on the cores.
         self._pool = ThreadPoolExecutor(_AT_ONCE, "hash")

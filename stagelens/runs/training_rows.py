@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Use:
         label: As it was trained on; None where the task shows none.
         example: As the task shows it; None where it cannot.
         row: Its number in the recorded data set; None without one.
+        packed: Whether it is one of several documents of its rows.
     """
 
     step: int
@@ -66,6 +67,7 @@ class Use:
     label: str | None
     example: Example | None
     row: int | None
+    packed: bool
 
     @property
     def example_id(self) -> str:
@@ -98,6 +100,7 @@ def uses(run: Run, stage: Stage, step: int, batches: Sequence[MicroBatch]) -> li
     found: list[Use] = []
     for micro, one in enumerate(batches):
         shown = examples_in(stage, run.task, one.batch)
+        packed = stage.objective.documents(run.task, one.batch) is not None
         tensors = _by_tensors(stage, run.task, one.batch) if None in shown else []
         rows = rows_used(stage, run.task, one)
         rows = rows if rows is not None and len(rows) == len(shown) else None
@@ -109,6 +112,7 @@ def uses(run: Run, stage: Stage, step: int, batches: Sequence[MicroBatch]) -> li
                     label=None if example is None else example.label,
                     example=example,
                     row=None if rows is None else rows[place],
+                    packed=packed,
                 )
             )
     return found
@@ -183,6 +187,7 @@ class TrainingRowsFacts(BaseModel):
         stage: Whose.
         shown: Whether the task shows its training data.
         columns: Names of the columns of the recorded data set.
+        packed: Whether examples are documents of which rows hold several.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -191,6 +196,7 @@ class TrainingRowsFacts(BaseModel):
     stage: str
     shown: bool
     columns: tuple[str, ...] = ()
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -269,6 +275,7 @@ def training_rows(run: Run, stage: Stage, progress: ProgressCallback = no_progre
         stage=stage.name,
         shown=all(use.example is not None for use in first),
         columns=tuple(more),
+        packed=any(use.packed for use in first),
     )
     rows = TrainingRows(facts, table.join(more))
     fact_tables.write(training_rows_path(run, stage), rows.table, facts)
@@ -291,3 +298,20 @@ def load_training_rows(run: Run, stage: Stage) -> TrainingRows | None:
     """A stored list; None where there is none that can be used. Without torch."""
     found = fact_tables.read(training_rows_path(run, stage), TrainingRowsFacts, COLUMNS)
     return None if found is None else TrainingRows(*found)
+
+
+def example_key(run: Run, stage: str) -> tuple[str, ...]:
+    """Part of the keys of results that name a stage's training examples.
+
+    Of packed rows, an example is a document; in results of earlier versions it was a whole row,
+    under an id that may now be another's. Nothing elsewhere. Without torch.
+    """
+    path = training_rows_path(run, run.stage(stage))
+    packed = path.is_file() and _is_packed(path, path.stat().st_mtime_ns)
+    return ("documents",) if packed else ()
+
+
+@lru_cache(maxsize=256)
+def _is_packed(path: Path, _stamp: int) -> bool:
+    facts = fact_tables.facts_of(path, TrainingRowsFacts)
+    return facts is not None and facts.packed

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 import stagelens
 from stagelens.analyses.contributions.computing import contribute
-from stagelens.analyses.contributions.contribution_table import Question, Stored
+from stagelens.analyses.contributions.contribution_table import (
+    Question,
+    Stored,
+    contributions_path,
+    load_contributions,
+)
 from stagelens.analyses.contributions.first_order import behaviour_gradient
 from stagelens.analyses.without_data.chosen import Chosen
 from stagelens.analyses.without_data.first_order import first_order, parts_of_uses
@@ -28,14 +33,16 @@ from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage, act
 from stagelens.replaying.batch_parts import Cut, scaled, terms_of, weighed
 from stagelens.replaying.coarse_plan import ITEMS
 from stagelens.replaying.left_out import Divisor, RowsOfStage, replay_without_rows
+from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.step_records import MicroBatch
 from stagelens.runs.training_rows import training_rows
-from stagelens.tasks import CausalLM
+from stagelens.tasks import CausalLM, ImageClassification
 from stagelens.tasks.objectives.model import ModelLoss
 from stagelens.tasks.objectives.plain_dpo import PlainDPO
+from tests.support import small_runs
 from tests.support.double_language import IGNORED, made
-from tests.support.small_runs import Optimizer, Phase, record
+from tests.support.small_runs import SHAPE, Optimizer, Phase, make_model, make_task, record
 from tests.support.small_texts import TEXTS, gpt, gpt_tokenizer
 
 Batch = dict[str, Tensor]
@@ -219,6 +226,47 @@ def test_it_is_the_derivative_of_the_replay(run: Run, divisor: Divisor) -> None:
         predicted.append(estimate / (1 - nearly))
     assert np.abs(exact).min() > 1e-6
     assert predicted == pytest.approx(exact, rel=1e-5, abs=1e-6 * np.abs(exact).max())
+
+
+class Summed(ImageClassification):
+    """Of a loss that is not the mean over examples that its task says it is."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        return super().loss(model, batch) * len(batch[1])
+
+
+@pytest.fixture
+def task_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_task("linear")
+    task = Summed(made.classes, SHAPE, model=made.config["model"], make_model=make_model)
+    monkeypatch.setattr(small_runs, "make_task", lambda *_: task)
+
+
+@pytest.mark.usefixtures("task_of_sums")
+def test_a_loss_that_is_no_mean_of_its_terms_has_no_rest(tmp_path: Path) -> None:
+    run = pictured(tmp_path / "run", Phase("first", sgd(), steps=2))
+    stored = contribute(run, "test", Question())
+    assert "can be left out by itself" in stored.facts.no_rest["first"] and stored.complete
+    chosen = Chosen("first", ("0-0",))
+    assert np.isfinite(first_order(stored, chosen, "kept")[0])
+    assert np.isnan(first_order(stored, chosen, "rest")[0])
+
+
+def test_what_an_earlier_version_stored_is_not_misread_and_computed_again(tmp_path: Path) -> None:
+    run = pictured(tmp_path / "run", Phase("first", sgd(), steps=2, accumulation=2))
+    stored, examples = contribute(run, "test", Question()), run.evaluation_set("test")
+    assert stored.complete
+    asked = (run, examples, stored.facts.behaviour.name, Question().of(examples), "first")
+    own = stored.table[stored.table["part"] != "batch"]
+    lacks = ["micros", "counts", "kind", "terms", "share"]
+    fact_tables.write(contributions_path(*asked), own.drop(columns=lacks), stored.facts)
+    old, chosen = load_contributions(*asked), Chosen("first", ("0-0",))
+    assert old is not None and not old.complete
+    assert np.isnan(first_order(old, chosen, "rest")[0])
+    assert first_order(old, chosen, "kept") == first_order(stored, chosen, "kept")
+    again = contribute(run, "test", Question())
+    assert again.complete
+    assert first_order(again, chosen, "rest") == first_order(stored, chosen, "rest")
 
 
 # The factors of a step, whatever its loss

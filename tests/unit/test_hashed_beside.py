@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,22 @@ def test_a_file_that_is_written_to_meanwhile_is_told_of(
     with pytest.raises(KeyError), run.files.hashed_beside():  # nothing wrong with the files
         run.files.path(reference)
         raise KeyError
+
+
+def test_another_thread_is_given_nothing_unchecked(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    run = stagelens.assemble(folders, tmp_path / "run")
+    run = stagelens.open_run(run.path)
+    reference = run.stage("sft").facts.end.model
+    path = run.path / reference.path
+    path.write_bytes(path.read_bytes()[:-8] + b"\xff" * 8)
+    damaged = pytest.raises(RunError, match="was changed after it was recorded")
+    with ThreadPoolExecutor(1) as other, damaged, run.files.hashed_beside():
+        assert run.files.path(reference) == path  # checked at the end of the block
+        for ask in (run.files.path, lambda one: list(run.files.paths([one]))):
+            with pytest.raises(RunError, match="was changed after it was recorded"):
+                other.submit(ask, reference).result()
 
 
 def test_weights_that_were_not_finite_before_are_refused_by_name(

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 import stagelens
 from stagelens.analyses.contributions.first_order import contributions
+from stagelens.analyses.contributions.parts_of_the_set import parts_path
+from stagelens.analyses.selection.tables import ranking_path
+from stagelens.analyses.training_data.tables import looks_path
+from stagelens.analyses.without_data.stored import without_data_path
 from stagelens.contracts import CARRIED, Example
 from stagelens.derivatives.loss_parts import Split
 from stagelens.estimators.without_rows import LeftOutRows, without_rows
@@ -19,7 +23,7 @@ from stagelens.replaying.left_out import Divisor, RowsOfStage, replay_without_ro
 from stagelens.replaying.replay import replay_without
 from stagelens.runs.run import Run
 from stagelens.runs.states import load_into
-from stagelens.runs.training_rows import training_rows
+from stagelens.runs.training_rows import example_key, training_rows, training_rows_path
 from stagelens.tasks import CausalLM
 from stagelens.tasks.packed_documents import documents_in
 from tests.support.double_language import IGNORED, made
@@ -172,6 +176,30 @@ def test_a_document_is_a_training_example_that_knows_its_uses(run: Run) -> None:
     assert table.loc["0-0", "uses"] == 3
     assert list(table.loc["0-1", "steps"]) == [0, 1, 1, 2]
     assert list(table.loc["0-1", "positions"]) == [1, 0, 4, 1]
+
+
+def test_results_of_versions_in_which_a_row_was_an_example_are_not_found(run: Run) -> None:
+    """They say ``0-1`` of what is now another example."""
+    stage, examples = run.stage("first"), run.evaluation_set("test")
+    listed = training_rows_path(run, stage)
+    training_rows(run, stage)
+    some = LeftOutRows("first", ("0-1",))
+
+    def paths() -> list[Path]:
+        return [
+            without_data_path(run, examples, some),
+            parts_path(run, examples, "perplexity", ["a"], "first"),
+            ranking_path(run, stage, examples, ["a"], "perplexity", 1),
+            looks_path(run, "first"),
+        ]
+
+    assert example_key(run, "first") == ("documents",)
+    now = [*paths(), some.settings_in(run)]
+    content = listed.read_bytes()
+    listed.unlink()  # as an earlier version left it, which called its list otherwise
+    before = [*paths(), some.settings_in(run)]
+    listed.write_bytes(content)
+    assert all(one != other for one, other in zip(now, before, strict=True))
 
 
 def by_hand(run: Run, tokenizer: Any, gone: set[str], divisor: Divisor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 
 import numpy as np
@@ -14,6 +15,7 @@ import stagelens
 from stagelens.analyses.contributions import sweeping_parts
 from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.analyses.contributions.parts_of_the_set import load_parts, parts_path
 from stagelens.analyses.contributions.sweeping_parts import contribute_to_parts
 from stagelens.analyses.training_data.groups import CONTRIBUTION, group_table
 from stagelens.cli import app
@@ -98,6 +100,19 @@ def test_intervals_hold_both_kinds_of_examples(run: Run) -> None:
     # One training example has no spread of its own: nothing is said of it.
     alone = group_table(frame, pd.Series(["z", *"abcde"]), parts).set_index("group")
     assert alone.loc["z", ["low", "high"]].isna().all()
+
+
+def test_what_was_stored_for_another_question_is_not_believed(run: Run) -> None:
+    contribute_to_parts(run, "test", Question(), "margin", "second", count=6)
+    examples = run.evaluation_set("test")
+    ids = Question().of(examples)
+    stored = parts_path(run, examples, "margin", ids, "second", count=6)
+    for other in (("loss", ids, "second"), ("margin", ids[1:], "second"), ("margin", ids, "first")):
+        path = parts_path(run, examples, *other, count=6)
+        shutil.copy(stored, path)
+        assert load_parts(run, examples, *other, count=6) is None, other
+        path.unlink()
+    assert load_parts(run, examples, "margin", ids, "second", count=6) is not None
 
 
 def test_the_command_says_which_others_its_intervals_are_about(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stagelens.contracts import Refused
+from stagelens.derivatives import windows
 from stagelens.derivatives.curvature import Evaluated
 from stagelens.derivatives.forward_mode import Reading, final_tangents
 from stagelens.derivatives.second_order import add, defect, displaced, probes, stage_probes
@@ -164,9 +165,9 @@ def recorded(folder: Path, network: str, optimizer: Optimizer, **settings: Any) 
     return record(folder / "run", network, phases)
 
 
-def ends(run: Run, windows: list[Window], **options: Any) -> list[WindowEnd]:
+def ends(run: Run, windows: list[Window]) -> list[WindowEnd]:
     found: list[WindowEnd] = []
-    follow(run, run.stage("two"), PLACES, windows, found.append, **options)
+    follow(run, run.stage("two"), PLACES, windows, found.append)
     return found
 
 
@@ -233,8 +234,8 @@ def test_a_step_by_itself_holds_the_write_in_exactly(tmp_path: Path) -> None:
 
 def test_windows_end_where_they_are_told_to_and_share_a_pass(tmp_path: Path) -> None:
     run = recorded(tmp_path, "cnn", sgd(0.02))
-    windows = [Window(0, 2), Window(2, 5), Window(0, None)]
-    found = {(end.window.begin, end.window.end): end for end in ends(run, windows)}
+    asked = [Window(0, 2), Window(2, 5), Window(0, None)]
+    found = {(end.window.begin, end.window.end): end for end in ends(run, asked)}
     assert set(found) == {(0, 2), (2, 5), (0, None)}
     assert [found[key].own.stage.name for key in found] == ["two", "two", "three"]
     for end in found.values():
@@ -244,11 +245,17 @@ def test_windows_end_where_they_are_told_to_and_share_a_pass(tmp_path: Path) -> 
     assert found[0, None].gradients > found[2, 5].gradients > 4 * 3
 
 
-def test_fewer_defects_estimate_the_same_term(tmp_path: Path) -> None:
+def test_fewer_defects_estimate_the_same_term(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     phases = [Phase("one", sgd(0.02), 2), Phase("two", sgd(0.02), 24)]
     run = record(tmp_path / "run", "encoder", phases)
     window = [Window(0, 24)]
-    every, few = (ends(run, window, count=count)[0] for count in (24, 6))
+    made = []
+    for count in (24, 6):
+        monkeypatch.setattr(windows, "PROBES", count)
+        made += ends(run, window)
+    every, few = made
     assert gap(every.first_order, few.first_order) == 0
     assert few.gradients < every.gradients
     assert gap(every.neglected, few.neglected) < 0.8 * gap(every.neglected)

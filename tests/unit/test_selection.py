@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +23,15 @@ from stagelens.analyses.selection import horizons
 from stagelens.analyses.selection.halves import halves
 from stagelens.analyses.selection.proving import prove
 from stagelens.analyses.selection.ranking import mean_by_use, rank
-from stagelens.analyses.selection.tables import Ranking, count_kept
+from stagelens.analyses.selection.tables import (
+    KINDS,
+    Ranking,
+    count_kept,
+    load_proof,
+    load_ranking,
+    proof_path,
+    ranking_path,
+)
 from stagelens.cli import app
 from stagelens.contracts import CARRIED, Example, Refused, SetError, StageLensError
 from stagelens.derivatives.adjoint import StepContribution, sweep_within
@@ -226,6 +235,35 @@ def test_wrong_labels_are_ranked_last_and_the_choice_is_better_by_replay(noisy: 
     again = prove(noisy, stage, "test", Question(), ranking, ranking.ids, 1, ("chosen", "all"))
     assert again.values("chosen", "loss") == again.values("all", "loss")
     assert rank(noisy, stage, "test", Question(), 8).table.equals(ranking.table)
+
+
+def test_what_was_stored_for_another_question_is_not_believed(noisy: Run) -> None:
+    stage, examples = noisy.stages[1], noisy.evaluation_set("test")
+    ids = Question().of(examples)
+    ranking = rank(noisy, stage, "test", Question(), 8)
+    stored = ranking_path(noisy, stage, examples, ids, "loss", 8)
+    first = noisy.stages[0]
+    for other in ((stage, ids, "loss", 3), (stage, ids[:5], "loss", 8), (stage, ids, "margin", 8),
+                  (first, ids, "loss", 8)):  # fmt: skip
+        asked = (noisy, other[0], examples, *other[1:])
+        shutil.copy(stored, ranking_path(*asked))
+        assert load_ranking(*asked) is None, other
+        ranking_path(*asked).unlink()
+    assert load_ranking(noisy, stage, examples, ids, "loss", 8) is not None
+    kept = ranking.kept(0.5)
+    facts = prove(noisy, stage, "test", Question(), ranking, kept, draws=1).facts
+    other = facts.model_copy(update={"chosen": "x", "ranking": facts.ranking.model_copy(
+        update={"asked": "x"})})  # fmt: skip
+    for kind in KINDS:
+        path = proof_path(noisy, facts, examples, ids, kept, kind, 0)
+        assert load_proof(path, facts, kind, 0) is not None
+        assert load_proof(path, facts, kind, 1) is None
+        assert load_proof(path, facts.model_copy(update={"asked": "x"}), kind, 0) is None
+        # What is beside any choice is the same beside another one.
+        assert (load_proof(path, other, kind, 0) is None) == (kind in ("chosen", "worst"))
+    # The worst of another target's ranking are others, though as many judge it.
+    paths = [proof_path(noisy, f, examples, ids, kept, "worst", 0) for f in (facts, other)]
+    assert paths[0] != paths[1]
 
 
 def test_a_horizon_whose_choice_ends_in_no_numbers_is_the_last(

@@ -23,10 +23,11 @@ from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.training_rows import example_key
 
 from .contribution_table import asked_digest
 
-_METHOD = 1
+_METHOD = 2
 """Part of every key; raised when what is stored changes."""
 
 PARTS = 8
@@ -44,6 +45,9 @@ class PartsFacts(BaseModel):
         stage: Whose examples contributed.
         behaviour: To which behaviour.
         counts: How many evaluation examples each part has.
+        asked: See :func:`~.contribution_table.asked_digest`, of those of all parts.
+        curvature: What stood for second derivatives.
+        most: How many parts there might have been.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +57,9 @@ class PartsFacts(BaseModel):
     stage: str
     behaviour: str
     counts: tuple[int, ...]
+    asked: str
+    curvature: Curvature
+    most: int
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ def parts_path(
         count: How many parts there may be; 1 for a single one.
     """
     parts = (_METHOD, run.digest, examples.digest, behaviour, asked_digest(ids), stage, count)
-    key = digest(*parts, *key_of(curvature))[:32]
+    key = digest(*parts, *key_of(curvature), *example_key(run, stage))[:32]
     return run.files.inside(f"results/contributions/parts-{key}.parquet")
 
 
@@ -118,10 +125,35 @@ def save_parts(path: Path, parts: Parts) -> None:
     fact_tables.write(path, parts.table.rename_axis("example_id").reset_index(), parts.facts)
 
 
-def load_parts(path: Path) -> Parts | None:
-    """Stored contributions to parts; None where there are none that can be used."""
+def load_parts(
+    run: Run,
+    examples: EvaluationSet,
+    behaviour: str,
+    ids: Sequence[str],
+    stage: str,
+    curvature: Curvature = USUAL,
+    count: int = PARTS,
+) -> Parts | None:
+    """Stored contributions to parts; None where there are none that can be used.
+
+    Args:
+        run: As for :func:`parts_path`, like all others.
+        examples: The evaluation set.
+        behaviour: Whose contributions.
+        ids: Of the evaluation examples.
+        stage: Whose training examples.
+        curvature: What stands for second derivatives.
+        count: How many parts there may be.
+    """
+    path = parts_path(run, examples, behaviour, ids, stage, curvature, count)
     found = fact_tables.read(path, PartsFacts, ("example_id",))
     if found is None:
         return None
     facts, table = found
+    # A file that was copied to this name is not believed.
+    own = (facts.run_digest, facts.set_digest, facts.stage, facts.behaviour, facts.asked)
+    if own != (run.digest, examples.digest, stage, behaviour, asked_digest(ids)):
+        return None
+    if (facts.curvature, facts.most) != (curvature, count):
+        return None
     return Parts(facts, table.set_index("example_id"))

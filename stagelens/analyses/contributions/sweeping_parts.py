@@ -16,7 +16,7 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.sets.folds import folds
 from stagelens.runs.training_rows import training_rows
 
-from .contribution_table import Question
+from .contribution_table import Question, asked_digest
 from .first_order import contributions
 from .parts_of_the_set import (
     FEWEST,
@@ -57,8 +57,9 @@ def contribute_to_parts(
     """
     examples, stage = run.evaluation_set(set_name), run.stage(stage_name)
     asked = question.of(examples)
-    where = parts_path(run, examples, behaviour, asked, stage.name, curvature, count)
-    stored = load_parts(where)
+    training_rows(run, stage)  # what an example is there, is part of the key
+    of_all = (run, examples, behaviour, asked, stage.name, curvature, count)
+    stored = load_parts(*of_all)
     if stored is not None:
         return stored
     parts = folds(examples, _with_value(run, examples, asked, behaviour), count)
@@ -71,16 +72,15 @@ def contribute_to_parts(
     columns: dict[str, pd.Series] = {}
     for number, ids in enumerate(parts):
         own = told.part(number / len(parts), (number + 1) / len(parts))
-        path = parts_path(run, examples, behaviour, ids, stage.name, curvature, 1)
-        one = load_parts(path)
+        of_one = (run, examples, behaviour, ids, stage.name, curvature, 1)
+        one = load_parts(*of_one)
         if one is None:
             values = _swept(run, examples.by_id(ids), behaviour, stage, own, curvature)
-            facts = _facts(run, examples, stage, behaviour, [ids])
-            one = Parts(facts, values.to_frame("0"))
-            save_parts(path, one)
+            one = Parts(_facts([ids], *of_one), values.to_frame("0"))
+            save_parts(parts_path(*of_one), one)
         columns[str(number)] = one.table["0"]
-    found = Parts(_facts(run, examples, stage, behaviour, parts), pd.DataFrame(columns))
-    save_parts(where, found)
+    found = Parts(_facts(parts, *of_all), pd.DataFrame(columns))
+    save_parts(parts_path(*of_all), found)
     return found
 
 
@@ -98,18 +98,24 @@ def _with_value(run: Run, examples: EvaluationSet, ids: Sequence[str], behaviour
 
 
 def _facts(
+    parts: Sequence[Sequence[str]],
     run: Run,
     examples: EvaluationSet,
-    stage: Stage,
     behaviour: str,
-    parts: Sequence[Sequence[str]],
+    ids: Sequence[str],
+    stage: str,
+    curvature: Curvature,
+    most: int,
 ) -> PartsFacts:
     return PartsFacts(
         run_digest=run.digest,
         set_digest=examples.digest,
-        stage=stage.name,
+        stage=stage,
         behaviour=behaviour,
-        counts=tuple(len(ids) for ids in parts),
+        counts=tuple(len(own) for own in parts),
+        asked=asked_digest(ids),
+        curvature=curvature,
+        most=most,
     )
 
 

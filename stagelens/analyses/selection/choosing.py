@@ -5,6 +5,7 @@ from __future__ import annotations
 from stagelens.contracts import ACCURACY, Progress, ProgressCallback, no_progress
 from stagelens.effects.results import BehaviourFacts
 from stagelens.runs.run import Run
+from stagelens.runs.training_rows import training_rows
 
 from .alike import near_duplicates
 from .durations import SWEEP
@@ -28,11 +29,11 @@ def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -
         StageLensError: The target has too few examples to prove anything.
         Refused: The stage has no derivatives, or it or a later one cannot be replayed.
     """
-    examples = run.evaluation_set(wanted.set_name)
+    examples, stage = run.evaluation_set(wanted.set_name), run.stage(wanted.stage)
+    training_rows(run, stage)  # what an example is there, is part of the key
     stored = load_outcome(run, examples, outcome_path(run, examples, wanted))
     if stored is not None:
         return stored
-    stage = run.stage(wanted.stage)
     ranks, judges = wanted.sides(examples)
     overall = Progress(progress)
     tried = try_horizons(

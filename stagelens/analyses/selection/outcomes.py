@@ -19,6 +19,7 @@ from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.training_rows import example_key
 
 from .halves import halves
 from .tables import (
@@ -195,7 +196,7 @@ def outcome_path(run: Run, examples: EvaluationSet, wanted: Wanted) -> Path:
     own = (wanted.behaviour, sorted(wanted.horizons), wanted.keep, wanted.distinct, wanted.draws)
     ids = asked_digest(wanted.question.of(examples))
     parts = (run.digest, wanted.stage, examples.digest, ids, *own, *key_of(wanted.curvature))
-    key = digest(_METHOD, *parts)[:32]
+    key = digest(_METHOD, *parts, *example_key(run, wanted.stage))[:32]
     return run.files.inside(f"{_FOLDER}/outcome-{key}.parquet")
 
 
@@ -234,14 +235,21 @@ def load_outcome(run: Run, examples: EvaluationSet, path: Path) -> Outcome | Non
 def _proof(
     run: Run, examples: EvaluationSet, facts: OutcomeFacts, chosen: Sequence[str]
 ) -> Proof | None:
-    own = ProofFacts(
-        ranking=facts.ranking, kept=len(chosen), of=facts.of, behaviours=[*facts.behaviours]
-    )
     judges = facts.wanted.sides(examples)[1].of(examples)
+    own = ProofFacts(
+        ranking=facts.ranking,
+        kept=len(chosen),
+        of=facts.of,
+        behaviours=[*facts.behaviours],
+        set_digest=examples.digest,
+        asked=asked_digest(judges),
+        chosen=asked_digest(chosen),
+    )
     parts = []
     for draw in range(facts.wanted.draws):
         for kind in KINDS:
-            part = load_proof(proof_path(run, own, examples, judges, chosen, kind, draw))
+            path = proof_path(run, own, examples, judges, chosen, kind, draw)
+            part = load_proof(path, own, kind, draw)
             if part is None:
                 return None
             parts.append(part.table)

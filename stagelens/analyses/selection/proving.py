@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.analyses.contributions.contribution_table import Question, asked_digest
 from stagelens.contracts import ACCURACY, Example, Progress, ProgressCallback, no_progress
 from stagelens.effects.results import BehaviourFacts
 from stagelens.measuring.models import BATCH_SIZE, Measured, measure
@@ -68,6 +68,9 @@ def prove(
         kept=len(chosen),
         of=len(rows),
         behaviours=[BehaviourFacts.of(kind) for kind in (*run.task.behaviour_kinds, ACCURACY)],
+        set_digest=examples.digest,
+        asked=asked_digest(ids),
+        chosen=asked_digest(chosen),
     )
     overall, total = Progress(progress), draws * len(kinds)
     parts = []
@@ -75,7 +78,7 @@ def prove(
         for number, kind in enumerate(kinds, draw * len(kinds)):
             report = overall.part(number / total, (number + 1) / total)
             path = proof_path(run, facts, examples, ids, chosen, kind, draw)
-            stored = load_proof(path)
+            stored = load_proof(path, facts, kind, draw)
             if stored is None:
                 part = _part(ranking, chosen, kind, draw)
                 out = [name for name in rows.table["example_id"] if name not in part]

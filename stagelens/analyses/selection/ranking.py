@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from stagelens.analyses.contributions.contribution_table import Question
+from stagelens.analyses.contributions.contribution_table import Question, asked_digest
 from stagelens.analyses.contributions.first_order import behaviour_gradient
 from stagelens.contracts import Behaviour, Progress, ProgressCallback, Refused, Task, no_progress
 from stagelens.derivatives.adjoint import StepContribution, sweep_within
@@ -80,13 +80,14 @@ def rank(
     ids = question.of(examples)
     kind = target_behaviour(run, behaviour)
     horizon = min(max(horizon, 1), max(stage.steps, 1))
-    path = ranking_path(run, stage, examples, ids, kind.name, horizon, curvature)
-    stored = load_ranking(path)
+    overall = Progress(progress)
+    # First, because what an example is, is part of the key.
+    rows = training_rows(run, stage, overall.part(0.0, 0.05))
+    wanted = (run, stage, examples, ids, kind.name, horizon, curvature)
+    stored = load_ranking(*wanted)
     if stored is not None:
         return stored
     asked = examples.by_id(ids)
-    overall = Progress(progress)
-    rows = training_rows(run, stage, overall.part(0.0, 0.05))
 
     def gradient(own: LinearStage, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return behaviour_gradient(run, own, kind.name, asked, values)[1]
@@ -102,10 +103,11 @@ def rank(
         horizon=horizon,
         steps=stage.steps,
         curvature=curvature,
+        asked=asked_digest(ids),
     )
     values = mean_by_use(rows, found) * kind.sign
     ranking = Ranking(facts, _table(rows, values, _numbers(run.task, stage, rows)))
-    fact_tables.write(path, ranking.table, facts)
+    fact_tables.write(ranking_path(*wanted), ranking.table, facts)
     return ranking
 
 

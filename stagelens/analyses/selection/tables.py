@@ -21,6 +21,7 @@ from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.training_rows import example_key
 
 _METHOD = 2
 """Part of every key; raised when what is stored changes."""
@@ -60,6 +61,8 @@ class RankingFacts(BaseModel):
         horizon: How many steps later the target was asked; ``steps`` where at the stage's end.
         steps: Of the stage.
         curvature: What stood for second derivatives, see :mod:`stagelens.derivatives.products`.
+        asked: See :func:`asked_digest`, of the target's examples; empty in rankings of earlier
+            versions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,6 +71,7 @@ class RankingFacts(BaseModel):
     set_digest: str
     stage: str
     count: int
+    asked: str = ""
     behaviour: BehaviourFacts
     horizon: int
     steps: int
@@ -132,14 +136,42 @@ def ranking_path(
         curvature: What stands for second derivatives.
     """
     parts = (_METHOD, run.digest, stage.name, examples.digest, asked_digest(ids), behaviour)
-    key = digest(*parts, horizon, *key_of(curvature))[:32]
+    key = digest(*parts, horizon, *key_of(curvature), *example_key(run, stage.name))[:32]
     return run.files.inside(f"results/selection/{key}.parquet")
 
 
-def load_ranking(path: Path) -> Ranking | None:
-    """A stored ranking; None where there is none that can be used."""
+def load_ranking(
+    run: Run,
+    stage: Stage,
+    examples: EvaluationSet,
+    ids: list[str],
+    behaviour: str,
+    horizon: int,
+    curvature: Curvature = USUAL,
+) -> Ranking | None:
+    """A stored ranking; None where there is none that can be used.
+
+    Args:
+        run: As for :func:`ranking_path`, like all others.
+        stage: Whose examples.
+        examples: The set that the target is of.
+        ids: Of the target's examples.
+        behaviour: What is to become better.
+        horizon: How many steps later.
+        curvature: What stands for second derivatives.
+    """
+    path = ranking_path(run, stage, examples, ids, behaviour, horizon, curvature)
     found = fact_tables.read(path, RankingFacts, COLUMNS)
-    return None if found is None else Ranking(*found)
+    if found is None:
+        return None
+    facts = found[0]
+    # A file that was copied to this name is not believed.
+    own = (facts.run_digest, facts.set_digest, facts.stage, facts.count, facts.behaviour.name)
+    if own != (run.digest, examples.digest, stage.name, len(ids), behaviour):
+        return None
+    if (facts.horizon, facts.curvature) != (horizon, curvature):
+        return None
+    return Ranking(*found) if facts.asked == asked_digest(ids) else None
 
 
 class ProofFacts(BaseModel):
@@ -150,6 +182,10 @@ class ProofFacts(BaseModel):
         kept: How many examples are chosen.
         of: Of how many.
         behaviours: What was measured.
+        set_digest: Of the evaluation set that was measured; like the following two, empty in those
+            of earlier versions.
+        asked: See :func:`asked_digest`, of its examples.
+        chosen: The same of the chosen training examples.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -158,6 +194,9 @@ class ProofFacts(BaseModel):
     kept: int
     of: int
     behaviours: list[BehaviourFacts]
+    set_digest: str = ""
+    asked: str = ""
+    chosen: str = ""
 
 
 @dataclass(frozen=True)
@@ -214,19 +253,46 @@ def proof_path(
         "all": (),
         "random": (len(chosen),),
         "chosen": (sorted(chosen),),
-        # The choice may be of other examples than the best of the ranking.
+        # The choice may be of other examples than the best of the ranking. Which target that was
+        # made for is in its facts.
         "worst": (
             len(chosen),
             facts.ranking.model_dump_json(exclude={"curvature"}),
             *key_of(facts.ranking.curvature),
         ),
     }[trained_on]
-    parts = (_METHOD, run.digest, facts.ranking.stage, examples.digest, asked_digest(ids))
-    key = digest(*parts, trained_on, draw, *own)[:32]
+    stage = facts.ranking.stage
+    parts = (_METHOD, run.digest, stage, examples.digest, asked_digest(ids))
+    key = digest(*parts, trained_on, draw, *own, *example_key(run, stage))[:32]
     return run.files.inside(f"results/selection/proof-{key}.parquet")
 
 
-def load_proof(path: Path) -> Proof | None:
-    """Stored replays; None where there are none that can be used."""
+def load_proof(path: Path, facts: ProofFacts, trained_on: TrainedOn, draw: int) -> Proof | None:
+    """One stored replay; None where there is none that can be used.
+
+    Args:
+        path: See :func:`proof_path`.
+        facts: Of the proof that it is to be a part of.
+        trained_on: Which part of the training examples.
+        draw: Its number.
+    """
     found = fact_tables.read(path, ProofFacts, PROVED)
-    return None if found is None else Proof(*found)
+    if found is None:
+        return None
+    stored, table = found
+    # A file that was copied to this name is not believed.
+    if {*table["draw"]} != {draw} or {*table["trained_on"]} != {trained_on}:
+        return None
+    own, asked = stored.ranking, facts.ranking
+    if (own.run_digest, own.stage, stored.of) != (asked.run_digest, asked.stage, facts.of):
+        return None
+    if stored.set_digest not in ("", facts.set_digest) or stored.asked not in ("", facts.asked):
+        return None
+    # What is beside any choice, or any of its size, may have been replayed for another ranking.
+    if trained_on != "all" and stored.kept != facts.kept:
+        return None
+    if trained_on == "chosen" and stored.chosen not in ("", facts.chosen):
+        return None
+    if trained_on == "worst" and own != asked:
+        return None
+    return Proof(stored, table)

@@ -22,7 +22,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
-from stagelens.runs.training_rows import TrainingRowsFacts, training_rows_path
+from stagelens.runs.training_rows import TrainingRowsFacts, example_key, training_rows_path
 
 _REVISION = 1
 """Part of every key; raised when what is kept changes."""
@@ -140,10 +140,11 @@ class ColumnFacts(BaseModel):
     unmatched: int
 
 
-def _path(run: Run, *parts: str) -> Path:
-    return run.files.inside(
-        f"results/training-data/{digest(_REVISION, run.digest, *parts)[:32]}.parquet"
-    )
+def _path(run: Run, stage: str, kind: str) -> Path:
+    stages = [stage] if stage else [each.name for each in run.stages]
+    documents = [each for name in stages for each in example_key(run, name)][:1]
+    key = digest(_REVISION, run.digest, stage, kind, *documents)[:32]
+    return run.files.inside(f"results/training-data/{key}.parquet")
 
 
 def looks_path(run: Run, stage: str) -> Path:

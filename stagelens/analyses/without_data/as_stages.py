@@ -77,8 +77,8 @@ def without_some(run: Run, examples: EvaluationSet) -> WithoutSome | None:
         examples: The evaluation set.
     """
     files = list(stored_without_data(run, examples))
-    found = [one for path in files[:MOST] if (one := read_without_data(path)) is not None]
-    found = [one for one in found if one.facts.trust.trust != "refused"]
+    read = (read_without_data(run, examples, path) for path in files[:MOST])
+    found = [one for one in read if one is not None and one.facts.trust.trust != "refused"]
     if not found:
         return None
     names = _names(found)

@@ -17,7 +17,12 @@ from stagelens.runs import fact_tables
 from stagelens.runs.files import check_changeable, read_json, write_json
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import Name, Versioned, check_name, digest
-from stagelens.runs.training_rows import TrainingRows, load_training_rows, training_rows
+from stagelens.runs.training_rows import (
+    TrainingRows,
+    example_key,
+    load_training_rows,
+    training_rows,
+)
 from stagelens.runs.where import where
 
 Divisor = Literal["rest", "kept"]
@@ -243,7 +248,8 @@ def save_slice(run: Run, name: str, chosen: Chosen) -> TrainingSlice:
 
 
 def _slice_path(run: Run, stage: str, name: str) -> Path:
-    return run.files.inside(f"slices/training/{digest(run.digest, stage, name)[:32]}.json")
+    parts = (run.digest, stage, name, *example_key(run, stage))
+    return run.files.inside(f"slices/training/{digest(*parts)[:32]}.json")
 
 
 def by_slice(run: Run, stage: Stage, rows: TrainingRows, name: str) -> Chosen:

@@ -47,6 +47,8 @@ def without_data(
         Refused: Steps cannot be replayed, or the loss compares examples with one another.
     """
     rows, examples = chosen.left_out(divisor), run.evaluation_set(set_name)
+    stage = run.stage(chosen.stage)
+    listed = training_rows(run, stage)  # first, because what an example is, is part of every key
     given = dict(settings or {})
     stored = load_without_data(run, examples, rows, estimator, given)
     if stored is not None:
@@ -54,11 +56,10 @@ def without_data(
     examples = run.measurable_set(set_name)
     overall = Progress(progress)
     model = without_rows(run, rows, estimator, given, overall.part(0.0, _MODEL))
-    keyed = {**given, **rows.settings, "stage": rows.stage}
+    keyed = {**given, **rows.settings_in(run), "stage": rows.stage}
     table, (trust,) = effect_table(
         run, examples, [model], estimator, overall.part(_MODEL, 1.0), keyed
     )
-    stage = run.stage(chosen.stage)
     facts = WithoutDataFacts(
         run_digest=run.digest,
         set_name=examples.name,
@@ -71,7 +72,7 @@ def without_data(
         settings=given,
         behaviours=[BehaviourFacts.of(kind) for kind in run.task.behaviour_kinds],
         trust=trust,
-        **asdict(counts(training_rows(run, stage), chosen, stage.steps)),
+        **asdict(counts(listed, chosen, stage.steps)),
     )
     found = WithoutData(facts, table)
     fact_tables.write(without_data_path(run, examples, rows, estimator, given), table, facts)

@@ -113,9 +113,19 @@ def without_data_path(
         estimator: How the model without them is obtained.
         settings: Of the estimator.
     """
-    parts = (method_of(estimator), run.digest, examples.digest, rows.stage, rows.settings)
+    parts = (method_of(estimator), run.digest, examples.digest, rows.stage, rows.settings_in(run))
     key = digest(_METHOD, *parts, estimator, dict(settings or {}))[:32]
     return run.files.inside(f"{_FOLDER}/{key}.parquet")
+
+
+def _as_asked(run: Run, examples: EvaluationSet, path: Path, facts: WithoutDataFacts) -> bool:
+    """Whether a file is where its facts belong: not one that was copied, or has grown old."""
+    if (facts.run_digest, facts.set_digest) != (run.digest, examples.digest):
+        return False
+    if facts.stage not in [stage.name for stage in run.stages]:
+        return False
+    rows = LeftOutRows(facts.stage, facts.ids, facts.divisor)
+    return path == without_data_path(run, examples, rows, facts.estimator, facts.settings)
 
 
 def load_without_data(
@@ -126,23 +136,25 @@ def load_without_data(
     settings: Mapping[str, Any] | None = None,
 ) -> WithoutData | None:
     """Stored effects; None where there are none that can be used. See :func:`without_data_path`."""
-    return read_without_data(without_data_path(run, examples, rows, estimator, settings))
+    path = without_data_path(run, examples, rows, estimator, settings)
+    return read_without_data(run, examples, path)
 
 
-def read_without_data(path: Path) -> WithoutData | None:
-    """Effects in a file; None where they cannot be used."""
+def read_without_data(run: Run, examples: EvaluationSet, path: Path) -> WithoutData | None:
+    """Effects in a file; None where they cannot be used, or are not of what its name says."""
     found = fact_tables.read(path, WithoutDataFacts, EFFECT_COLUMNS)
-    return None if found is None else WithoutData(*found)
+    if found is None or not _as_asked(run, examples, path, found[0]):
+        return None
+    return WithoutData(*found)
 
 
 def stored_without_data(run: Run, examples: EvaluationSet) -> dict[Path, WithoutDataFacts]:
-    """File to facts of what is stored of a set, by this recording, the latest first."""
+    """File to facts of what is stored of a set, by this recording, the latest first.
+
+    Without what earlier versions stored, of which no question is answered any more.
+    """
     every = fact_tables.facts_of_all(run.files.inside(_FOLDER), "*.parquet", WithoutDataFacts)
-    return {
-        file: facts
-        for file, facts in every.items()
-        if (facts.run_digest, facts.set_digest) == (run.digest, examples.digest)
-    }
+    return {file: facts for file, facts in every.items() if _as_asked(run, examples, file, facts)}
 
 
 @dataclass(frozen=True)

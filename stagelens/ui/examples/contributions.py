@@ -215,11 +215,7 @@ def _offer(workspace: Workspace, asked: Asked, kind: Curvature, by_kind: bool) -
     if why is not None:
         st.info(components.plain(why), icon=":material/info:")
         return
-    arguments = (
-        *("contributions", *workspace.at.words, "--set", workspace.examples.name),
-        *("--behaviour", asked.behaviour.name, "--since", asked.stage, *asked.options),
-        *(() if kind == USUAL else (f"--curvature={kind}",)),
-    )
+    arguments = _command(workspace, asked, kind)
     known = paces(workspace.run)
     since = known.stages[workspace.stages.index(asked.stage) :]
     about = "this example" if len(asked.ids) == 1 else f"these {len(asked.ids):,} examples"
@@ -246,6 +242,42 @@ def _offer(workspace: Workspace, asked: Asked, kind: Curvature, by_kind: bool) -
             help=settings.READ_ONLY
             if settings.read_only()
             else "Runs in the background: python -m stagelens contributions.",
+        )
+
+
+def _command(workspace: Workspace, asked: Asked, kind: Curvature) -> tuple[str, ...]:
+    return (
+        *("contributions", *workspace.at.words, "--set", workspace.examples.name),
+        *("--behaviour", asked.behaviour.name, "--since", asked.stage, *asked.options),
+        *(() if kind == USUAL else (f"--curvature={kind}",)),
+    )
+
+
+def leaving_out(workspace: Workspace, asked: Asked, found: Stored) -> None:
+    """What the answer does not know of leaving training examples out, and a way to it."""
+    if why := found.facts.no_rest.get(asked.stage):
+        components.text_block(
+            "What leaving training examples out does is known to first order with the divisor "
+            f"kept, not with the mean over the rest: {why}.",
+            muted=True,
+        )
+    if found.complete or settings.read_only() or impossible(workspace, asked) is not None:
+        return
+    arguments = _command(workspace, asked, found.facts.curvature)
+    if job_progress.job_state(arguments, "Try again"):
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        components.text_block(
+            "An earlier version stored this, without what leaving training examples out is "
+            "predicted by.",
+            muted=True,
+        )
+        st.button(
+            "Compute it again",
+            icon=":material/timeline:",
+            key="contribute-again",
+            on_click=job_progress.begin,
+            args=(arguments, "The sweep for contributions"),
         )
 
 

@@ -38,8 +38,8 @@ from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.trust_marks import trust_badges
 from stagelens.ui.reading import training_loaders
-from stagelens.ui.server import jobs, settings
-from stagelens.wording.numbers import count_text, phrase, predicted_time
+from stagelens.ui.server import settings
+from stagelens.wording.numbers import count_text, phrase
 from stagelens.wording.signs import gain_text, side
 from stagelens.wording.trust_words import FIRST_ORDER, MARKS, trust_word
 
@@ -215,7 +215,7 @@ def took(workspace: Workspace, stage: str, replays: int = 1) -> str:
         return ""
     # Checked as recorded, once, where that was not done, and measured.
     seconds = STARTING + sum((replays + pace.check) * (pace.seconds or 0.0) for pace in later)
-    return f", predicted: {predicted_time(known.at_present(seconds, jobs.running()))}"
+    return job_progress.predicted(known, seconds, on_button=True)
 
 
 def _file(workspace: Workspace, chosen: Chosen | None) -> Path | None:
@@ -254,18 +254,18 @@ def begin(file: Path | None, ids: str, arguments: tuple[str, ...], title: str) -
 def stored(workspace: Workspace, chosen: Chosen, divisor: Divisor) -> WithoutData | None:
     """What a replay without examples gave; None where there was none."""
     path = without_data_path(workspace.run, workspace.examples, chosen.left_out(divisor))
-    return read(path) if path.is_file() else None
+    return read(workspace, path) if path.is_file() else None
 
 
-def read(path: Path) -> WithoutData | None:
+def read(workspace: Workspace, path: Path) -> WithoutData | None:
     """A stored result, from memory where it was read before."""
-    return _read(str(path), path.stat().st_mtime_ns)
+    return _read(str(path), path.stat().st_mtime_ns, workspace)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def _read(path: str, stamp: int) -> WithoutData | None:
+def _read(path: str, stamp: int, _workspace: Workspace) -> WithoutData | None:
     # The path says what was asked. A file that is written again is read again, by its stamp.
-    return read_without_data(Path(path))
+    return read_without_data(_workspace.run, _workspace.examples, Path(path))
 
 
 def _told(

@@ -199,6 +199,7 @@ def _with_contributions(
         return loaded.frame, None
     if found.facts.on_samples:
         components.text_block(samples_sentence(found.facts.on_samples), muted=True)
+    contributions.leaving_out(workspace, asked, found)
     if not first_order_says_something(workspace, asked, "stage"):
         return loaded.frame, None
     shown = loaded.data.facts.kind is not None

@@ -57,6 +57,7 @@ def training_data_tab(
         return
     contributions.first_order(found, asked)
     contributions.curvature_control()
+    contributions.leaving_out(workspace, asked, found)
     rows = found.part("example", asked.stage)
     ranked = first_order_says_something(workspace, asked, "which")
     if expected_errors.stored_horizons(workspace, asked) is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,9 +31,9 @@ from stagelens.runs.sets.folds import folds
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.pinning import About
-from stagelens.ui.server import jobs, settings
+from stagelens.ui.server import settings
 from stagelens.wording.folding import listed as listed_words
-from stagelens.wording.numbers import axis_unit, count_text, phrase, predicted_time
+from stagelens.wording.numbers import axis_unit, count_text, phrase
 from stagelens.wording.signs import gain, gain_range_text, marked
 
 from . import left_out
@@ -260,17 +260,15 @@ def _picked(key: str, names: Sequence[str]) -> str | None:
 
 def parts_of(workspace: Workspace, asked: Asked, curvature: Curvature) -> Parts | None:
     """Contributions to parts of the mean that is asked about; None where they are not stored."""
-    path = parts_path(
-        *(workspace.run, workspace.examples, asked.behaviour.name, asked.ids, asked.stage),
-        curvature,
-    )
-    return _load(str(path), path.stat().st_mtime_ns) if path.is_file() else None
+    of = (asked.behaviour.name, asked.ids, asked.stage, curvature)
+    path = parts_path(workspace.run, workspace.examples, *of)
+    return _load(str(path), path.stat().st_mtime_ns, workspace, of) if path.is_file() else None
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _load(path: str, stamp: int) -> Parts | None:
+def _load(path: str, stamp: int, _workspace: Workspace, _of: Any) -> Parts | None:
     # The path says what was asked. A file that is written again is read again, by its stamp.
-    return load_parts(Path(path))
+    return load_parts(_workspace.run, _workspace.examples, *_of)
 
 
 def _offer_both(workspace: Workspace, asked: Asked, by: str, curvature: Curvature) -> None:
@@ -290,9 +288,10 @@ def _offer_both(workspace: Workspace, asked: Asked, by: str, curvature: Curvatur
         return
     known = paces(workspace.run)
     since = known.stages[workspace.stages.index(asked.stage) :]
-    seconds, took = contributions_seconds(since), ""
-    if seconds is not None:
-        took = f", predicted: {predicted_time(known.at_present(PARTS * seconds, jobs.running()))}"
+    seconds = contributions_seconds(since)
+    took = job_progress.predicted(
+        known, None if seconds is None else PARTS * seconds, on_button=True
+    )
     st.button(
         components.plain(f"Intervals over evaluation examples too{took}"),
         icon=":material/error_med:",

@@ -140,7 +140,7 @@ def _every(workspace: Workspace, asked: Asked) -> None:
     for path, facts in stored_without_data(workspace.run, workspace.examples).items():
         if facts.stage != asked.stage:
             continue
-        found = left_out.read(path)
+        found = left_out.read(workspace, path)
         if found is None or behaviour.name not in found.behaviours:
             continue
         effect = mean_effect(found, behaviour, frozenset(asked.ids))
@@ -161,7 +161,7 @@ def _every(workspace: Workspace, asked: Asked) -> None:
         about = About(
             title=f"Without training examples of {asked.stage}",
             behaviour=behaviour.name,
-            estimator="replay",
+            estimator="",  # each as its trust says: some may be coarse
             trust=tuple(trusts),
             filters=asked.filters,
         )

@@ -9,7 +9,6 @@ from stagelens.analyses.without_data.as_stages import WithoutSome, without_some
 from stagelens.analyses.without_data.chosen import DRAWN
 from stagelens.analyses.without_data.stored import stored_without_data
 from stagelens.contracts import Behaviour
-from stagelens.estimators.stage_trust import REPLAY
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, drawing
@@ -53,7 +52,7 @@ def section(workspace: Workspace, behaviour: Behaviour, focus: Focus) -> None:
         title=f"Effect of training examples on the {phrase(behaviour)} of {about}",
         behaviour=behaviour.name,
         sentences=lambda: said,
-        estimator=REPLAY,
+        estimator="",  # each as its trust says: some may be coarse
         trust=tuple(found.trust.values()),
     )
     when_opened(

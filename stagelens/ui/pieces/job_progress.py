@@ -67,16 +67,19 @@ def job_state(
     return False
 
 
-def predicted(known: Paces, seconds: float | None) -> str:
+def predicted(known: Paces, seconds: float | None, on_button: bool = False) -> str:
     """`` Predicted: about 12 s, from steps timed here.``, beside what a button would do.
 
     Args:
         known: What ``seconds`` were predicted from.
         seconds: On the machine as busy as it was then; empty where they are not known.
+        on_button: For the button's own words, ``, predicted: about 12 s``.
     """
     if seconds is None:
         return ""
     present = predicted_time(known.at_present(seconds, jobs.running()))
+    if on_button:
+        return f", predicted: {present}"
     return f" Predicted: {present}, from {known.source}."
 
 
