@@ -120,7 +120,7 @@ CASES = {
     "packed, momentum, accumulated": Case(packed, sgd(0.9), TWO),
     "packed, adamw, clipped": Case(packed, adamw, ONE, 0.5),
     "a text a micro-batch, adamw": Case(texts, adamw, ALONE),
-    "a count of the step, adamw, clipped": Case(texts, adamw, TWO, 0.5, counted=True),
+    "a count of the step, momentum": Case(texts, sgd(0.9), TWO, counted=True),
     "pairs, momentum": Case(pairs, sgd(0.9), ONE, objective=PlainDPO(beta=0.2)),
     "pairs, adamw, accumulated": Case(pairs, adamw, TWO, objective=PlainDPO(beta=0.2)),
 }
