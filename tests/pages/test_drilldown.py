@@ -7,13 +7,20 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from stagelens.analyses.contributions.computing import contribute
-from stagelens.analyses.contributions.contribution_table import Question, Stored
+from stagelens.analyses.contributions.contribution_table import (
+    Question,
+    Stored,
+    contributions_path,
+)
 from stagelens.analyses.contributions.horizon_table import SHARE, HorizonFacts, horizons_path
+from stagelens.analyses.without_data.chosen import Chosen
+from stagelens.analyses.without_data.first_order import first_order
 from stagelens.effects.results import load_result
 from stagelens.runs import fact_tables
 from stagelens.runs.run import open_run
@@ -288,6 +295,18 @@ def test_training_texts_are_shown_as_text(
     assert said in shown and "carried momentum and decay" in shown
     for content in (texts[0], texts[-1]):
         assert all(text in shown for text in content.values())
+    # Means over tokens have a first order too. What lacks it is shown, and computed again.
+    assert (
+        found.complete
+        and not found.facts.no_rest
+        and np.isfinite(first_order(found, Chosen("polish", ("0-0",)), "rest")[0])
+    )
+    again = "Compute it again"
+    assert again not in [button.label for button in app.button]
+    where = contributions_path(run, run.evaluation_set("test"), behaviour, [example], "polish")
+    old = found.table[found.table["part"] != "batch"].drop(columns=["micros", "terms", "share"])
+    fact_tables.write(where, old, found.facts)
+    assert again in [button.label for button in check(app.run()).button]
 
 
 @pytest.mark.slow
