@@ -185,7 +185,7 @@ def _mixed(seed: int) -> Work:
 def _short(seed: int) -> Work:
     """``text`` with fewer tokens and steps, of which the head and the last layers are trained.
 
-    A replay takes a fifteenth of the time, so that many groups can be replayed.
+    A replay takes about a thirteenth of the time, so that many groups can be replayed.
     """
     work = _text_work(seed, text_scenario(DATA, seed), max_length=24)
     model = work.model().requires_grad_(False)

@@ -19,10 +19,11 @@ from stagelens.analyses.training_data.tables import TrainingData, answers_path
 from stagelens.analyses.without_data.chosen import Chosen
 from stagelens.analyses.without_data.computing import without_data
 from stagelens.analyses.without_data.controls import control
+from stagelens.analyses.without_data.sentences import OF_GROUPS
 from stagelens.runs.run import open_run
 from stagelens.runs.schema import digest
 from stagelens.runs.training_rows import training_rows
-from stagelens.ui.examples import training_filters
+from stagelens.ui.examples import training_filters, training_groups
 from stagelens.ui.reading import browse
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, labels, table, words
@@ -209,6 +210,15 @@ def test_groups_come_with_intervals_and_any_of_them_can_be_replayed(
     ids = pd.read_csv(asked[-3], dtype=str)
     assert ids["label"].nunique() == 3 and ids["label"].iloc[0] == worst["label"]
     assert len(ids) == groups.set_index("label").loc[ids["label"].unique(), "examples"].sum()
+    # Once some are replayed, they and not a benchmark are the measure of first order.
+    assert OF_GROUPS in words(app)
+    replays = dict(zip(names[:2], (0.5, -0.5), strict=True))
+    monkeypatch.setattr(training_groups, "_by_replay", lambda *asked: replays.get(asked[3]))
+    app = check(app.run())
+    told = app.dataframe[1].value["by replay (nats)"]
+    assert told.tolist() == ["▲ 0.50", "▼ 0.50", *[""] * (len(names) - 2)]
+    assert "for the 2 groups that were replayed; expect as much for the other" in words(app)
+    assert OF_GROUPS not in words(app)
 
 
 def _replays(app: AppTest) -> list[str]:

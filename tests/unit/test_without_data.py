@@ -206,10 +206,12 @@ def test_replayed_groups_are_the_measure_of_the_others() -> None:
     margin = Behaviour("margin", "higher")
     said = beyond_first_order([(-0.5, -0.8), (0.2, 0.1), (0.1, 0.1)], 7, margin)
     assert said == (
-        "Effects by replay of 3 groups differ from first order by −0.30 to 0; expect "
-        "differences like these of the other 7, which were not replayed."
+        "Replay and first order differ by 0 to 0.30 for the 3 groups that were replayed; expect as "
+        "much for the other 7."
     )
-    assert "by +0.20; " in beyond_first_order([(0.1, 0.3), (0.5, 0.7)], 1, margin)
+    assert "differ by 0.20 for the 2 " in beyond_first_order([(0.1, 0.3), (0.7, 0.5)], 1, margin)
+    points = beyond_first_order([(0.1, 0.3), (0.7, 0.6)], 1, ACCURACY)
+    assert "differ by 10 to 20 points for the 2 groups" in points
     # One says nothing of how alike groups are; and there may be none left to say it of.
     assert beyond_first_order([(0.1, 0.3)], 7, margin) == ""
     assert beyond_first_order([(0.1, 0.3), (0.5, 0.7)], 0, margin) == ""

@@ -17,7 +17,7 @@ from stagelens.analyses.without_data.controls import against, control
 from stagelens.analyses.without_data.first_order import first_order
 from stagelens.analyses.without_data.sentences import (
     DECIDES,
-    RANDOM_ONLY,
+    OF_CHOSEN,
     answers,
     how,
     mean_effect,
@@ -359,7 +359,7 @@ def _first_order_alone(
 ) -> None:
     # What is known of this very stage and behaviour says more than any benchmark.
     horizons = stored_horizons(workspace, asked)
-    caution = RANDOM_ONLY if horizons is None else how_far(horizons)
+    caution = OF_CHOSEN if horizons is None else how_far(horizons)
     components.text_block(
         f"To first order these {title(chosen)} made for {gain_text(estimate, asked.behaviour)} of "
         f"the {phrase(asked.behaviour)} ({MARKS[FIRST_ORDER]} {FIRST_ORDER}; {DIVISORS[divisor]}). "

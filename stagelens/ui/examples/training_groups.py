@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -22,7 +22,8 @@ from stagelens.analyses.contributions.parts_of_the_set import (
 from stagelens.analyses.training_data.groups import CONTRIBUTION, group_table
 from stagelens.analyses.without_data.chosen import Chosen
 from stagelens.analyses.without_data.first_order import first_order_of_groups
-from stagelens.analyses.without_data.sentences import mean_effect
+from stagelens.analyses.without_data.sentences import OF_GROUPS, beyond_first_order, mean_effect
+from stagelens.contracts import Behaviour
 from stagelens.derivatives.curvature_kinds import USUAL, Curvature
 from stagelens.estimators.durations import paces
 from stagelens.report.provenance import FIRST_ORDER
@@ -123,9 +124,9 @@ def groups_of_a_stage(
         ]
         # Neither helped nor hurt where zero is in the interval, or nothing says how far it is.
         tints[head] = (gains / largest).where(low * high > 0).tolist()
-    replayed = [_by_replay(workspace, asked, by, name, members) for name in shown["group"]]
-    if any(replayed):
-        out[f"by replay{of}"] = [each or "" for each in replayed]
+    effects = [_by_replay(workspace, asked, by, name, members) for name in shown["group"]]
+    if any(one is not None for one in effects):
+        out[f"by replay{of}"] = [_told(one, asked.behaviour) for one in effects]
     cells = pd.DataFrame({**out, "examples": shown["examples"], "uses": shown["uses"]})
     key = f"training-groups-{digest(by, shown['group'].tolist())[:12]}"
     picked = _picked(key, shown["group"].tolist())
@@ -157,6 +158,11 @@ def groups_of_a_stage(
         + (f" {more:,} more groups are smaller." if more > 0 else ""),
         muted=True,
     )
+    if known:
+        pairs = zip(shown["without"], effects, strict=True)
+        both = [(told, one) for told, one in pairs if one is not None and isfinite(one)]
+        off = beyond_first_order(both, len(table) - len(both), asked.behaviour)
+        components.text_block(off or OF_GROUPS, muted=not off)
     if parts is None:
         _offer_both(workspace, asked, by, curvature)
     _replays(workspace, asked, by, table, members, listed, found, picked)
@@ -206,7 +212,7 @@ def _several(
 ) -> None:
     """The first groups of the table by one job, each by itself."""
     chosen = names[:_SEVERAL]
-    left = [name for name in chosen if not _by_replay(workspace, asked, by, name, members)]
+    left = [name for name in chosen if _by_replay(workspace, asked, by, name, members) is None]
     if len(left) < 2 or settings.read_only() or left_out.no_replay(workspace, asked.stage):
         return
     lines = [{"example_id": each, by: name} for name in chosen for each in members[name]]
@@ -240,15 +246,17 @@ def _group(asked: Asked, by: str, name: str, members: Mapping[str, tuple[str, ..
 
 def _by_replay(
     workspace: Workspace, asked: Asked, by: str, name: str, members: Mapping[str, tuple[str, ...]]
-) -> str:
-    """A group's effect by replay, on the credit scale; empty where it was not replayed."""
+) -> float | None:
+    """A group's effect by replay; NaN where that was refused, None where it was not asked."""
     one = left_out.stored(workspace, _group(asked, by, name, members), "rest")
-    if one is None:
+    return None if one is None else mean_effect(one, asked.behaviour, frozenset(asked.ids))
+
+
+def _told(effect: float | None, behaviour: Behaviour) -> str:
+    """An effect on the credit scale."""
+    if effect is None:
         return ""
-    effect = mean_effect(one, asked.behaviour, frozenset(asked.ids))
-    if not np.isfinite(effect):
-        return "refused"
-    return marked(gain(effect, asked.behaviour), asked.behaviour, unit=False)
+    return marked(gain(effect, behaviour), behaviour, unit=False) if isfinite(effect) else "refused"
 
 
 def _picked(key: str, names: Sequence[str]) -> str | None:
