@@ -161,8 +161,9 @@ def groups_of_a_stage(
     if known:
         pairs = zip(shown["without"], effects, strict=True)
         both = [(told, one) for told, one in pairs if one is not None and isfinite(one)]
-        off = beyond_first_order(both, len(table) - len(both), asked.behaviour)
-        components.text_block(off or OF_GROUPS, muted=not off)
+        if others_left := len(table) - len(both):
+            off = beyond_first_order(both, others_left, asked.behaviour)
+            components.text_block(off or OF_GROUPS, muted=not off)
     if parts is None:
         _offer_both(workspace, asked, by, curvature)
     _replays(workspace, asked, by, table, members, listed, found, picked)
