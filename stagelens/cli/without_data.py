@@ -230,7 +230,8 @@ def without_data(
             [part, *(control(rows, part, number) for number in range(controls))] for part in parts
         ]
         overall, total = Progress(report), sum(map(len, every))
-        found, done = [], 0
+        found: list[list[WithoutData]] = []
+        done = 0
         for group in every:
             found.append([])
             for one in group:
@@ -241,8 +242,8 @@ def without_data(
                     )
                 )
                 done += 1
-    for one, *random in found:
-        _print(one, random)
+    for first, *random in found:
+        _print(first, random)
     if out is not None:
         write_table(out, with_trust(found[0][0].table, {stage: found[0][0].facts.trust}))
 
