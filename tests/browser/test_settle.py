@@ -19,7 +19,7 @@ def test_what_was_asked_for_has_been_answered(start_server, page: Page, settle) 
     assert "number 4, pressed False" in shown()
     page.get_by_role("button", name="Press").click()
     assert "number 4, pressed True" in shown()
-    page.get_by_text("Tick").click()  # a fragment alone
+    page.get_by_text("Tick", exact=True).click()  # a fragment alone
     assert "ticked True" in shown()
     words.fill("one")
     words.press("Enter")
