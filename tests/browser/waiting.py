@@ -4,7 +4,10 @@ EXCHANGE = """(() => {
     // Runs of the script that the page asked for and that began, as its messages to the server and
     // from there tell. `acted` is true from what a person does until the page asks for a run, or
     // long enough not to: a slider waits a fifth of a second for the next step.
-    const state = { asked: 0, begun: 0, ended: false, acted: false, last: 0 };
+    const state = { asked: 0, begun: 0, ended: false, acted: false, last: 0, due: 0 };
+    // Fewer runs than were asked for: one is about to begin; or one answered two requests, or the
+    // server dropped one, of a part that is gone, which is to be seen by waiting only.
+    const complete = () => state.begun >= state.asked || performance.now() > state.due;
     // The top-level fields of a protobuf message.
     const fields = (bytes) => {
         const found = new Map();
@@ -48,10 +51,11 @@ EXCHANGE = """(() => {
         send(data) {
             super.send(data);
             if (fields(new Uint8Array(data)).has(RERUN_SCRIPT)) {
-                if (state.ended && state.begun >= state.asked) state.asked = state.begun = 0;
+                state.last = performance.now();
+                if (state.ended && complete()) state.asked = state.begun = 0;
+                if (state.begun >= state.asked) state.due = state.last + 2000;
                 state.asked += 1;
                 state.acted = false;
-                state.last = performance.now();
             }
         }
     };
@@ -66,9 +70,7 @@ EXCHANGE = """(() => {
     }
     window.answered = () => {
         const calm = performance.now() - state.last;
-        if (state.acted || !state.ended || calm < 50) return false;
-        // Fewer runs than were asked for: one is about to begin, or one run answered two requests.
-        return state.begun >= state.asked || calm > 1000;
+        return !state.acted && state.ended && calm >= 50 && complete();
     };
 })()"""
 """Given to every page before its own scripts: watches what it exchanges with the server."""
