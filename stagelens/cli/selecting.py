@@ -85,6 +85,14 @@ def select(
             "replaying its choice twice [a tenth of the stage, a third, all].",
         ),
     ] = None,
+    across_labels: Annotated[
+        bool,
+        typer.Option(
+            "--across-labels",
+            help="Let labels compete. Otherwise the same share of every label is kept, because "
+            "first order does not see that more of one label helps less and less.",
+        ),
+    ] = False,
     distinct: Annotated[
         bool,
         typer.Option(
@@ -160,6 +168,7 @@ def select(
             behaviour=target_behaviour(opened, behaviour).name,
             horizons=tuple(horizon or usual_horizons(own.steps)),
             keep=keep,
+            per_label=not across_labels,
             distinct=distinct,
             draws=prove,
             curvature=curvature,

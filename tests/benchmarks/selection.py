@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[3, 4, 5])
     parser.add_argument("--scenarios", nargs="*", choices=NAMES, default=list(NAMES))
     parser.add_argument("--draws", type=int, default=8)
+    parser.add_argument("--across-labels", action="store_true")
     parser.add_argument("--horizons", type=int, nargs="*")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -105,7 +106,8 @@ def main() -> None:
             examples = run.evaluation_set("test")
             asked, judges = halves(examples, Question(groups=groups))
             horizons = options.horizons or usual_horizons(stage.steps)
-            tried = try_horizons(run, stage, "test", asked, 0.5, horizons)
+            per_label = not options.across_labels
+            tried = try_horizons(run, stage, "test", asked, 0.5, horizons, per_label=per_label)
             best = tried[0].ranking
             kept = best.kept(0.5)
             proof = prove(run, stage, "test", judges, best, kept, options.draws)

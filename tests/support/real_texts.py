@@ -124,20 +124,22 @@ def text_scenario(data: Path, seed: int, rows: int = 1000, share: float = 1.0) -
     )
 
 
-def mixed_sources(data: Path, seed: int, rows: int = 1000) -> TextScenario:
+def mixed_sources(data: Path, seed: int, rows: int = 1000, target: int = 1500) -> TextScenario:
     """GoEmotions; then other GoEmotions rows and posts of HateXplain, half each, as one stage.
 
     Args:
         data: The data folder.
         seed: Draws the rows.
         rows: Comments per stage, half of them toxic, in each source too.
+        target: Posts that are evaluated, half of them toxic. A choice that is made for few of them
+            fits these few.
     """
     random = np.random.default_rng(seed)
     emotions = goemotions(data).balanced(rows + rows // 2, random)
     posts = hatexplain(data, "train").balanced(rows // 2, random)
     first, others = emotions.take(np.arange(rows)), emotions.take(np.arange(rows, rows * 3 // 2))
     mixed = Comments(others.texts + posts.texts, others.labels + posts.labels)
-    test = hatexplain(data, "test").balanced(600, random)
+    test = hatexplain(data, "test").balanced(target, random)
     return TextScenario(
         [("emotions", first), ("mixed", mixed)], {"test": (test, ["post"] * len(test.texts))}
     )

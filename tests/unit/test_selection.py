@@ -26,6 +26,7 @@ from stagelens.analyses.selection.ranking import mean_by_use, rank
 from stagelens.analyses.selection.tables import (
     KINDS,
     Ranking,
+    RankingFacts,
     count_kept,
     load_proof,
     load_ranking,
@@ -163,6 +164,20 @@ def test_the_mean_is_over_every_value_of_an_example_whichever_step_gave_it() -> 
     found = mean_by_use(rows, steps)
     # The first example: 1 at step 0, and as one of step 1's 20 and 60.
     np.testing.assert_allclose(found, [(1 + 20 + 60) / 3, (10 + 30) / 2, np.nan])
+
+
+def test_of_every_label_the_same_share_is_chosen_and_dropped() -> None:
+    ids = [f"{label}{n}" for label in "ab" for n in range(6)]
+    facts = RankingFacts.model_construct(per_label=False)
+    table = pd.DataFrame({"example_id": ids, "label": [name[0] for name in ids]})
+    ranking = Ranking(facts, table)
+    within = ranking.within_labels()
+    assert within.facts.per_label and sorted(within.ids) == sorted(ids)
+    assert sorted(within.kept(0.5)) == ["a0", "a1", "a2", "b0", "b1", "b2"]
+    assert sorted(within.ids[-4:]) == ["a4", "a5", "b4", "b5"]
+    # Numbers, say, are no classes to choose within.
+    numbers = Ranking(facts, table.assign(label=ids))
+    assert numbers.within_labels() is numbers
 
 
 def test_of_those_that_are_alike_the_best_is_kept_until_no_others_are_left() -> None:

@@ -40,6 +40,7 @@ def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -
         *(run, stage, examples.name, ranks, wanted.keep, wanted.horizons, wanted.behaviour),
         overall.part(0.0, _ranked_part(wanted)),
         wanted.curvature,
+        wanted.per_label,
     )
     best = tried[0].ranking
     compared = overall.part(_ranked_part(wanted), _ranked_part(wanted))
@@ -65,7 +66,9 @@ def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -
         alike=len(passed_over),
         behaviours=tuple(BehaviourFacts.of(k) for k in (*run.task.behaviour_kinds, ACCURACY)),
     )
-    kept = best.table.set_index("example_id", drop=False).loc[chosen].reset_index(drop=True)
+    kept = best.table[best.table["example_id"].isin(chosen)]
+    # Chosen within labels, but listed by value: the best come first for whoever takes fewer.
+    kept = kept.sort_values("value", ascending=False, kind="stable", ignore_index=True)
     path = save_outcome(run, examples, facts, kept)
     found = load_outcome(run, examples, path)
     assert found is not None, "an outcome that was just stored can be read"

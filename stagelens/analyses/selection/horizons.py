@@ -41,6 +41,7 @@ def try_horizons(
     behaviour: str | None = None,
     progress: ProgressCallback = no_progress,
     curvature: Curvature = USUAL,
+    per_label: bool = True,
 ) -> list[Tried]:
     """Rank by every horizon, and replay what each would choose; the best one first.
 
@@ -58,6 +59,8 @@ def try_horizons(
         behaviour: What is to become better; see :func:`~.ranking.target_behaviour`.
         progress: Called for every step.
         curvature: What stands for second derivatives.
+        per_label: Whether the same share of every label is chosen; see
+            :meth:`~.tables.Ranking.within_labels`.
 
     Raises:
         SetError: The question names what the set does not have.
@@ -68,6 +71,8 @@ def try_horizons(
         part = overall.part(number / len(horizons), (number + 1) / len(horizons))
         asked = (run, stage, set_name, question, horizon, behaviour)
         ranking = rank(*asked, part.part(0.0, 0.7), curvature)
+        if per_label:
+            ranking = ranking.within_labels()
         values: tuple[float, ...] = ()
         if len(horizons) > 1:
             proof = prove(

@@ -33,7 +33,7 @@ from .tables import (
     proof_path,
 )
 
-_METHOD = 1
+_METHOD = 2
 """Part of every key; raised when what is stored changes."""
 _FOLDER = "results/selection"
 
@@ -54,6 +54,7 @@ class Wanted(BaseModel):
         behaviour: Of which behaviour.
         horizons: How many steps later the target is asked; several are judged by replay.
         keep: The share of the examples that is chosen.
+        per_label: Whether the same share of every label is chosen.
         distinct: Whether of inputs that are nearly the same only the best is kept.
         draws: How many prove the choice; with none, the whole target ranks.
         curvature: What stands for second derivatives, see :mod:`stagelens.derivatives.products`.
@@ -68,6 +69,7 @@ class Wanted(BaseModel):
     behaviour: str
     horizons: tuple[int, ...]
     keep: float = 0.5
+    per_label: bool = True
     distinct: bool = False
     draws: int = 0
     curvature: Curvature = "exact"
@@ -193,7 +195,8 @@ def outcome_path(run: Run, examples: EvaluationSet, wanted: Wanted) -> Path:
         examples: The set that is to become better.
         wanted: What is asked; the same for the same examples, however they are named.
     """
-    own = (wanted.behaviour, sorted(wanted.horizons), wanted.keep, wanted.distinct, wanted.draws)
+    own = (wanted.behaviour, sorted(wanted.horizons), wanted.keep, wanted.per_label)
+    own = (*own, wanted.distinct, wanted.draws)
     ids = asked_digest(wanted.question.of(examples))
     parts = (run.digest, wanted.stage, examples.digest, ids, *own, *key_of(wanted.curvature))
     key = digest(_METHOD, *parts, *example_key(run, wanted.stage))[:32]

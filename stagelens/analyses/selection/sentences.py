@@ -59,6 +59,8 @@ def chosen(outcome: Outcome) -> str:
         f"{facts.wanted.stage} kept: those that help the {phrase(kind)} of {target} most, "
         f"{count_text(facts.ranking.horizon, 'step')} later ({how})"
     )
+    if facts.ranking.per_label:
+        said += "; the same share of every label"
     if facts.alike:
         said += f"; {count_text(facts.alike, 'other')} passed over, nearly the same as a better one"
     return said

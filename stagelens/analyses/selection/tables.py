@@ -43,6 +43,9 @@ has it several times; missing without a data set.
 PROVED = {"draw": "int64", "trained_on": "string", "behaviour": "string", "value": "float64"}
 """One row per draw, model and behaviour: the mean over the target's examples."""
 
+FEWEST_OF_A_LABEL = 4
+"""Examples that labels have at least, on average, where they are classes to choose within."""
+
 TrainedOn = Literal["all", "chosen", "random", "worst"]
 """What the stage of a replayed model has of its examples; ``worst`` are as many as are chosen, from
 the other end of the ranking."""
@@ -63,6 +66,7 @@ class RankingFacts(BaseModel):
         curvature: What stood for second derivatives, see :mod:`stagelens.derivatives.products`.
         asked: See :func:`asked_digest`, of the target's examples; empty in rankings of earlier
             versions.
+        per_label: Whether the order is that within labels; see :meth:`Ranking.within_labels`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -76,6 +80,7 @@ class RankingFacts(BaseModel):
     horizon: int
     steps: int
     curvature: Curvature = "exact"
+    per_label: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,22 @@ class Ranking:
     def ids(self) -> list[str]:
         """Of the examples, in order."""
         return [str(name) for name in self.table["example_id"]]
+
+    def within_labels(self) -> Ranking:
+        """The same examples, so that any part from the top has the same share of every label.
+
+        First order adds up what single examples do. It cannot know that the hundredth more of one
+        label helps less than the first, and may choose hardly any of another. The order is that of
+        quantiles within labels. Where labels are not classes of several examples each, it is this
+        one.
+        """
+        label = self.table["label"].fillna("")
+        if label.nunique() < 2 or len(label) < FEWEST_OF_A_LABEL * label.nunique():
+            return self
+        place, count = (label.groupby(label).transform(how) for how in ("cumcount", "size"))
+        order = ((place + 0.5) / count).sort_values(kind="stable").index
+        facts = self.facts.model_copy(update={"per_label": True})
+        return Ranking(facts, self.table.loc[order].reset_index(drop=True))
 
     def kept(self, share: float, alike: Mapping[str, int] | None = None) -> list[str]:
         """The best of them.
@@ -257,7 +278,8 @@ def proof_path(
         # made for is in its facts.
         "worst": (
             len(chosen),
-            facts.ranking.model_dump_json(exclude={"curvature"}),
+            facts.ranking.model_dump_json(exclude={"curvature", "per_label"}),
+            *(["within labels"] if facts.ranking.per_label else []),
             *key_of(facts.ranking.curvature),
         ),
     }[trained_on]

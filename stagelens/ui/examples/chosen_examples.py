@@ -86,6 +86,7 @@ def asked_of(facts: OutcomeFacts) -> dict[str, str]:
     return {
         "target": f"{target} of {wanted.set_name}" if target else wanted.set_name,
         "kept": f"{100 * wanted.keep:.0f} %",
+        **({} if wanted.per_label else {"labels": "compete"}),
         **({"distinct": "yes"} if wanted.distinct else {}),
     }
 

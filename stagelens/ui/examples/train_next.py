@@ -193,7 +193,7 @@ def _last(
     examples = workspace.run.evaluation_set(set_name)
     ids = asked_digest(question.of(examples))
     for path, facts in stored_outcomes(workspace.run, examples, stage).items():
-        asked, same = facts.wanted, ("behaviour", "horizons", "curvature")
+        asked, same = facts.wanted, ("behaviour", "horizons", "curvature", "per_label")
         alike = all(getattr(asked, name) == getattr(usual, name) for name in same)
         alike = alike and asked_digest(asked.question.of(examples)) == ids
         if alike and asked.draws and _stored(workspace, examples, path) is not None:
