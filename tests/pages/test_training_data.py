@@ -293,7 +293,7 @@ def test_a_replay_without_examples_is_started_and_what_it_gave_is_said(
     others = control(training_rows(run, run.stage("mislabelled")), found.chosen)
     without_data(run, "mixed-up", others)
     beside = words(_page(open_page, path))
-    assert "20 drawn at random" in beside and "Those left out above did more than it" in beside
+    assert "20 drawn at random: " in beside and " by replay, less than these." in beside
     # It is told beside the stages too, of the same examples as these.
     over = words(check(open_page(path.parent, "run=digits&set=mixed-up&measure=margin", "app.py")))
     assert "Without 20 examples of mislabelled that hurt example clean-044 most, the mean " in over

@@ -55,11 +55,12 @@ def test_whether_they_did_more_than_random_ones_is_said_with_its_chance(
     own = _effects(run, chosen, 0.5)
     small, large, away = (_effects(run, control(rows, chosen, 0), at) for at in (0.1, 0.6, -0.9))
     said = against(own, [small], margin)
-    assert said.startswith("3 drawn at random: +0.1") and "in 1 of 2 cases" in said
+    assert said.startswith("3 drawn at random: +0.1") and "less than these" in said
+    assert "in 1 of 2 cases: further draws say more." in said
     # What points the other way did not do more of the same.
-    assert "more than each of these draws" in against(own, [small, away], margin)
-    assert "3 times: −0.9" in against(own, [small, away, small], margin)
-    assert "in 1 of 3 cases" in against(own, [small, away], margin)
+    assert "2 times: −0.9" in (told := against(own, [small, away], margin))
+    assert "each less than these. By chance alone that would be so in 1 of 3 cases" in told
+    assert "in 1 of 5 cases." in against(own, [small, away] * 2, margin)
     assert "no more than random ones" in against(own, [small, large], margin)
     assert against(own, [], margin) == ""
 

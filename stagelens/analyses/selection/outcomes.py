@@ -195,10 +195,10 @@ def outcome_path(run: Run, examples: EvaluationSet, wanted: Wanted) -> Path:
         examples: The set that is to become better.
         wanted: What is asked; the same for the same examples, however they are named.
     """
-    own = (wanted.behaviour, sorted(wanted.horizons), wanted.keep, wanted.per_label)
-    own = (*own, wanted.distinct, wanted.draws)
+    own = (wanted.behaviour, sorted(wanted.horizons), wanted.keep, wanted.distinct, wanted.draws)
     ids = asked_digest(wanted.question.of(examples))
-    parts = (run.digest, wanted.stage, examples.digest, ids, *own, *key_of(wanted.curvature))
+    kind = (wanted.per_label, *key_of(wanted.curvature))
+    parts = (run.digest, wanted.stage, examples.digest, ids, *own, *kind)
     key = digest(_METHOD, *parts, *example_key(run, wanted.stage))[:32]
     return run.files.inside(f"{_FOLDER}/outcome-{key}.parquet")
 

@@ -20,6 +20,9 @@ from .chosen import Chosen
 from .sentences import mean_effect
 from .stored import WithoutData
 
+_FEW, _MORE = 4, ": further draws say more"
+"""Draws below which it is said that they are few."""
+
 
 def control(rows: TrainingRows, chosen: Chosen, number: int = 0) -> Chosen:
     """As many other examples of the stage, drawn at random.
@@ -70,19 +73,14 @@ def against(
     others = np.array([mean_effect(one, behaviour, ids) for one in controls])
     if not len(others) or not np.isfinite([own, *others]).all():
         return ""
-    count = len(controls[0].facts.ids)
+    drawn = f"{len(controls[0].facts.ids):,} drawn at random"
+    more = bool((np.sign(own) * others < abs(own)).all())
     if len(others) == 1:
-        said = f"{count:,} drawn at random: {gain_text(float(others[0]), behaviour)} by replay."
+        said, less = f"{drawn}: {gain_text(float(others[0]), behaviour)} by replay", "less"
     else:
-        ends = (float(others.min()), float(others.max()))
-        said = (
-            f"{count:,} drawn at random, {len(others)} times: "
-            f"{gain_range_text(*ends, behaviour)} by replay."
-        )
-    if not (np.sign(own) * others < abs(own)).all():
-        return f"{said} So these did no more than random ones."
-    draws = "it" if len(others) == 1 else "each of these draws"
-    return (
-        f"{said} Those left out above did more than {draws}; were they random too, that would "
-        f"be so in 1 of {len(others) + 1} cases."
-    )
+        ends = gain_range_text(float(others.min()), float(others.max()), behaviour)
+        said, less = f"{drawn}, {len(others)} times: {ends} by replay", "each less"
+    if not more:
+        return f"{said}, so these did no more than random ones."
+    chance = f"By chance alone that would be so in 1 of {len(others) + 1} cases"
+    return f"{said}, {less} than these. {chance}{_MORE if len(others) < _FEW else ''}."

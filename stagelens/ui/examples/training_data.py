@@ -118,7 +118,8 @@ def _parts(found: Stored, asked: Asked, rows: pd.DataFrame, whole: float | None)
         f"{count_text(len(rows), 'training example')}: {of_examples}; {CARRIED}: "
         f"{gain_text(carried, behaviour)}. {POSITIVE_IS} To first order, with the "
         "optimiser's denominators and clipping held; uses of one example at several steps are "
-        "added up."
+        "added up. Cards name the step of the first use and the example's number in its batch, "
+        "both from 0."
         + parts
         + (" Images are shown as the model saw them." if found.facts.kind == "image" else "")
     )
@@ -194,10 +195,8 @@ def _card(
         lines.append(f"≠ also with label <b><bdi>{others}</bdi></b>")
     uses = int(row["uses"])  # type: ignore[call-overload]
     # Recorded batches have no ids: where an example was first used names it, here and in the table.
-    first = (
-        f"step\u00a0{row['step']:,}, number\u00a0{row['position']}\u00a0of its batch, from\u00a00"
-    )
-    place = f"used in {first}" if uses == 1 else f"used {uses:,}\u00a0times, first in {first}"
+    first = f"step\u00a0{row['step']:,}, number\u00a0{row['position']}"
+    place = f"used at {first}" if uses == 1 else f"used {uses:,}\u00a0times, first at {first}"
     lines.append(f"<span style='opacity:.75'>{place}</span>")
     image = isinstance(row["content"], bytes) and row["content"].startswith(_PNG)
     direction = "row" if image else "column"
