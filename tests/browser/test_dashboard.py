@@ -97,6 +97,9 @@ def test_the_overview_in_light_and_dark(server, page: Page, settle, screenshot) 
     page.wait_for_function(
         f"() => {{ const c = ({colours})(); return Math.min(255, ...c) > 200 && c.length; }}"
     )
+    page.get_by_role("link", name="Regression gate").click()
+    expect(page.get_by_text("worse anywhere than an older run")).to_be_visible()
+    expect(heading(page, "Regression gate")).to_be_visible()
 
 
 @pytest.mark.essential

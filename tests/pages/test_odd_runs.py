@@ -21,6 +21,7 @@ PAGES = {
     "pages/2_Spurious_features.py": "",
     REMOVE: "remove-0=100",
     "pages/4_Trust.py": "",
+    "pages/6_Regression_gate.py": "",
 }
 SETS = ("one-example", "one-class", "some-labels", "no-labels")
 NONSENSE = re.compile(r"(?<![\w/])[-−+]?(nan|inf|infinity)(?![\w/])", re.IGNORECASE)

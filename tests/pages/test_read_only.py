@@ -22,6 +22,7 @@ PAGES = {
     "pages/3_Remove_a_stage.py": "remove-1=50",
     "pages/4_Trust.py": "",
     "pages/5_Report.py": "",
+    "pages/6_Regression_gate.py": "",
 }
 CHANGING = ("Pin to findings", "Verify by replay", "Make the run", "Save", "Take out", "Compute")
 

@@ -155,6 +155,8 @@ AXES_OF_THE_BEHAVIOUR = {
     "trained_rows", "trained_bars", "horizon_curve",
 }  # fmt: skip
 """They draw the behaviour itself, on an axis named after it."""
+DROPS = {"drop_rows"}
+"""A regression gate's are positive for worse, as their name says; no stage effects."""
 
 
 def texts(drawn: charts.Chart | charts.Markup) -> str:
@@ -174,7 +176,7 @@ def test_every_chart_of_effects_is_walked_over() -> None:
             about = {"behaviour", "found"} & set(asked.parameters)
             if not name.startswith("_") and drawn and about:
                 found.add(name)
-    assert found == set(DRAWN) | WITHOUT_SIGN | AXES_OF_THE_BEHAVIOUR
+    assert found == set(DRAWN) | WITHOUT_SIGN | AXES_OF_THE_BEHAVIOUR | DROPS
 
 
 @pytest.mark.parametrize("kind", [LOSS, MARGIN], ids=lambda kind: kind.name)
