@@ -30,7 +30,7 @@ CheckOption = Annotated[
     bool,
     typer.Option(
         "--check-smoothness",
-        help="First check by two or three replays whether first order says anything here; see "
+        help="First check by three or four replays whether first order says anything here; see "
         "stagelens smoothness. It is kept, and said whenever it is known.",
     ),
 ]

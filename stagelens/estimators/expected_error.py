@@ -59,7 +59,8 @@ def judged(
         )
     # The bench knows nothing of the neglected term, which may lower trust, but never raise it.
     least = evidence.neglected or 0.0
-    most = _most(trust.estimator, evidence.neglected)
+    # Bounds are not known for SGD: runs of only one scenario were measured.
+    most = None if evidence.course.sgd else _most(trust.estimator, evidence.neglected)
     reason = trust.reason
     if paired is not None:
         reason += _seen(paired)

@@ -12,7 +12,6 @@ errors, or other kinds of training. There it is not known.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -98,7 +97,8 @@ class Bounds(BaseModel):
         chosen_on: Names of the runs.
         told_of: Names of the other runs, by which ``held`` tells what that is worth.
         scenarios: That both are of.
-        optimizers: That trained them.
+        optimizers: That trained runs of at least two scenarios that bounds were chosen on; of
+            others nothing is promised.
         tasks: Theirs.
         steps: The longest horizon within a stage.
         final_steps: The most steps to the final model.
@@ -169,14 +169,40 @@ def beyond(steps: int, final: bool, share: float) -> str:
     return ""
 
 
+_SPANS: dict[Span, str] = {
+    "near": f"up to {NEAR} steps later",
+    "stage": "later in the stage",
+    "final": "of the final model",
+}
+
+
 def held_sentence(kind: Kind) -> str:
-    """What was promised, and what was measured."""
-    known, held = bounds(), bounds().of(kind)
-    share = 100 * held.kept / held.cases
-    between = ""
-    if held.low is not None and held.high is not None and not math.isnan(held.low):
-        between = f", 95 % interval {100 * held.low:.0f} to {100 * held.high:.0f} %"
-    return (
-        f"{100 * known.level:.0f} % are promised; it held for {share:.0f} % of {held.cases:,} "
-        f"errors in {held.runs} runs that it was not chosen on{between}."
+    """What was promised, and what was measured; empty where nothing was."""
+    known = bounds()
+    told = [h for h in known.held if h.kind == kind and h.span and h.cases >= _TOLD]
+    parts = [
+        f"{_share(h)} of {h.cases:,} errors {_SPANS[h.span]}"
+        for h in told
+        if h.span and not h.scenario
+    ]
+    if not parts:
+        return ""
+    runs = known.of(kind).runs
+    said = (
+        f"{100 * known.level:.0f} % are promised; in {runs} runs that it was not chosen on it held "
+        f"for {', '.join(parts)}"
     )
+    by_scenario = [h for h in told if h.scenario]
+    if not by_scenario:
+        return f"{said}."
+    worst = min(by_scenario, key=lambda h: h.kept / h.cases)
+    where = _SPANS[worst.span] if worst.span else ""
+    return f"{said}; least, {_share(worst)}, {where} in {worst.scenario}."
+
+
+_TOLD = 5
+"""Shares of fewer errors are not told."""
+
+
+def _share(held: Held) -> str:
+    return f"{100 * held.kept / held.cases:.0f} %"

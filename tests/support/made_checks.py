@@ -25,7 +25,10 @@ def store_check(run: Run, stage: str, set_name: str, goes_on: float) -> Path:
         of=200,
         steps=57,
     )
-    rows = [(n, "margin", 0.0, first, first * (1 + goes_on)) for n, first in (("a", 1), ("b", -2))]
+    rows = [
+        (n, "margin", 0.0, first, first * (1 + goes_on), 100.0 * first)
+        for n, first in (("a", 1), ("b", -2))
+    ]
     path = smoothness_path(run, stage, examples)
     fact_tables.write(path, pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS), facts)
     return path

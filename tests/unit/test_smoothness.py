@@ -16,14 +16,16 @@ from stagelens.analyses.smoothness.checking import check_smoothness
 from stagelens.analyses.smoothness.sentences import NOTHING_HERE, SMOOTH_HERE, verdict
 from stagelens.analyses.smoothness.smoothness import (
     LEAST,
+    REACHES,
     Smoothness,
     load_smoothness,
+    reach,
     smoothness,
     smoothness_path,
 )
 from stagelens.cli import app
 from stagelens.measuring.models import measure
-from stagelens.replaying.left_out import RowsOfStage
+from stagelens.replaying.left_out import RowsOfStage, replay_without_rows
 from stagelens.runs.run import Run
 from stagelens.tasks import ImageClassification
 
@@ -79,7 +81,17 @@ def test_the_number_is_the_part_of_the_first_change_that_goes_on() -> None:
     assert smoothness(unlabelled, unlabelled + 1, unlabelled + 2) == 1
 
 
-def test_the_check_replays_a_tenth_with_the_three_weights(gentle: Run) -> None:
+def test_the_reach_is_the_cosine_of_the_smallest_change_and_the_whole_one() -> None:
+    whole, less = np.zeros(2), np.array([3.0, 4.0])
+    assert reach(whole, less, 50 * less) == pytest.approx(1)
+    assert reach(whole, less, -less) == pytest.approx(-1)
+    assert reach(whole, less, np.array([-4.0, 3.0])) == pytest.approx(0)
+    assert np.isnan(reach(whole, whole, less)) and np.isnan(reach(whole, less, whole))
+    assert reach(whole, less, np.array([np.nan, 3.0])) == -1
+    assert reach(np.array([np.nan, 0.0]), less, less) == pytest.approx(1)  # unlabelled
+
+
+def test_the_check_replays_a_tenth_with_all_weights(gentle: Run) -> None:
     stage = gentle.stages[0]
     found = check_smoothness(gentle, stage, "test")
     assert (found.facts.weighed, found.facts.of, found.facts.steps) == (3, 30, 80)
@@ -90,6 +102,10 @@ def test_the_check_replays_a_tenth_with_the_three_weights(gentle: Run) -> None:
     np.testing.assert_allclose(own["whole"], recorded)
     assert (own["less"] != own["whole"]).all()
     assert (own["least"] != own["less"]).all()
+    places, *_ = checking.weighed_examples(gentle, stage)
+    without = replay_without_rows(gentle, stage, places, "kept").state.model
+    np.testing.assert_allclose(own["without"], _margins(gentle, without))
+    assert found.reach("margin") > REACHES
     assert found.of("margin") > LEAST
 
 
@@ -99,11 +115,11 @@ def _margins(run: Run, weights: dict[str, torch.Tensor]) -> np.ndarray:
     return np.asarray(one.values["margin"])
 
 
-def test_within_a_horizon_all_three_begin_in_the_middle_of_the_stage(gentle: Run) -> None:
+def test_within_a_horizon_all_begin_in_the_middle_of_the_stage(gentle: Run) -> None:
     stage = gentle.stages[1]
     found = check_smoothness(gentle, stage, "test", horizon=4)
     assert (found.facts.horizon, found.facts.steps) == (4, 4)
-    rows = RowsOfStage(gentle.task, stage)
+    rows = RowsOfStage(gentle.task, stage, "kept")
     until = rows.replay({}, between=(0, 22)).state.model
     own = found.table[found.table["behaviour"] == "margin"]
     np.testing.assert_allclose(own["whole"], _margins(gentle, until))
@@ -139,6 +155,15 @@ def test_far_too_high_a_learning_rate_is_told(gentle: Run, wild: Run) -> None:
         assert f"{found.of(kind.name):.2f}" in said
         assert found.smooth(kind.name) == (run is gentle)
     assert values["gentle"] > LEAST > 0.5 > values["wild"]
+
+
+def test_smooth_changes_that_bend_further_out_are_told(gentle: Run) -> None:
+    """As near the edge of stability: the smallest changes are smooth, the whole goes elsewhere."""
+    found = check_smoothness(gentle, gentle.stages[0], "test")
+    bent = found.table.assign(without=2 * found.table["whole"] - found.table["without"])
+    check, kind = Smoothness(found.facts, bent), gentle.task.behaviour_kinds[0]
+    assert check.of(kind.name) > LEAST and not check.smooth(kind.name)
+    assert "goes on as it began, but without them it goes another way" in verdict(check, kind)
 
 
 def test_where_nothing_changed_there_is_nothing_to_go_by(gentle: Run) -> None:

@@ -114,7 +114,7 @@ class Horizons:
         if self.bound(place) is not None:
             return ""
         if self.facts.unlike:
-            return f"no such run was measured: {self.facts.unlike}"
+            return f"bounds are not calibrated for that: {self.facts.unlike}"
         return self._beyond(place) or "no expected errors as large were measured"
 
     def judged(self, place: int) -> float:

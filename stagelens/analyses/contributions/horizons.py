@@ -133,7 +133,7 @@ def moves(stage: Stage) -> bool:
 
 
 def _unlike(run: Run, stage: Stage) -> str:
-    """What of a stage, or a later one, is unlike the runs that bounds were measured on."""
+    """What of a stage, or a later one, is unlike the runs that bounds hold for."""
     known = bounds()
     if run.task.name not in known.tasks:
         return f"the task is {run.task.name}"

@@ -1,1 +1,1 @@
-"""Whether first order says anything of a stage's training data at all: two or three replays."""
+"""Whether first order says anything of a stage's training data at all: three or four replays."""

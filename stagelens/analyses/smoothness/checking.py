@@ -40,7 +40,7 @@ def check_smoothness(
 
     All behaviours are measured on all examples of the set. The model with the whole weight is the
     recorded one; with a horizon, recorded steps lead to the middle of the stage first, from where
-    all three weights are replayed.
+    all weights are replayed.
 
     Args:
         run: The run.
@@ -65,15 +65,9 @@ def check_smoothness(
     if horizon is None:
         check_without_rows(run, stage)
     overall = Progress(progress)
-    rows = training_rows(run, stage, overall.part(0.0, 0.05))
-    ids = [str(name) for name in rows.table["example_id"]]
-    if len(ids) < 2:
-        raise RunError(f"stage {stage.name!r} has one training example, so there is no subset")
-    # By digest: which they are depends on nothing but the stage.
-    drawn = sorted(ids, key=lambda name: digest("smoothness", run.digest, stage.name, name))
-    chosen = drawn[: max(1, round(SHARE * len(ids)))]
+    places, weighed, of = weighed_examples(run, stage, overall.part(0.0, 0.05))
     began = time.perf_counter()
-    models = _models(run, stage, rows.places(chosen), horizon, overall.part(0.05, 0.95))
+    models = _models(run, stage, places, horizon, overall.part(0.05, 0.95))
     seconds = time.perf_counter() - began
     asked = examples.examples(0, len(examples))
     after = stage.steps + sum(other.steps for other in run.stages[stage.index + 1 :])
@@ -81,8 +75,8 @@ def check_smoothness(
         run_digest=run.digest,
         set_digest=examples.digest,
         stage=stage.name,
-        weighed=len(chosen),
-        of=len(ids),
+        weighed=weighed,
+        of=of,
         steps=after if horizon is None else horizon,
         horizon=horizon,
         seconds=seconds,
@@ -93,6 +87,24 @@ def check_smoothness(
     return found
 
 
+def weighed_examples(
+    run: Run, stage: Stage, progress: ProgressCallback = no_progress
+) -> tuple[dict[int, set[int]], int, int]:
+    """Where the random tenth of a stage's examples was used, how many they are, and of how many.
+
+    Raises:
+        RunError: The stage has a single training example.
+    """
+    rows = training_rows(run, stage, progress)
+    ids = [str(name) for name in rows.table["example_id"]]
+    if len(ids) < 2:
+        raise RunError(f"stage {stage.name!r} has one training example, so there is no subset")
+    # By digest: which they are depends on nothing but the stage.
+    drawn = sorted(ids, key=lambda name: digest("smoothness", run.digest, stage.name, name))
+    chosen = drawn[: max(1, round(SHARE * len(ids)))]
+    return rows.places(chosen), len(chosen), len(ids)
+
+
 def _models(
     run: Run,
     stage: Stage,
@@ -101,12 +113,17 @@ def _models(
     progress: Progress,
 ) -> list[Weights]:
     """The model with each of :data:`WEIGHTS`."""
-    rows = RowsOfStage(run.task, stage)
+    rows, count = RowsOfStage(run.task, stage, "kept"), len(WEIGHTS)
     if horizon is None:
-        parts = (progress.part(0.0, 0.5), progress.part(0.5, 1.0))
         later = [
-            replay_without_rows(run, stage, places, progress=part, rows=rows, weight=weight)
-            for weight, part in zip(WEIGHTS[1:], parts, strict=True)
+            replay_without_rows(
+                *(run, stage, places, "kept"),
+                progress.part((k - 1) / (count - 1), k / (count - 1)),
+                rows=rows,
+                weight=weight,
+            )
+            for k, weight in enumerate(WEIGHTS)
+            if k
         ]
         return [run.last.end().model, *(one.state.model for one in later)]
     first = (stage.steps - horizon) // 2
@@ -116,7 +133,9 @@ def _models(
     between = (first, first + horizon)
     return [
         rows.replay(
-            places, progress.part(0.4 + 0.2 * k, 0.6 + 0.2 * k), state, weight=w, between=between
+            *(places, progress.part(0.4 + 0.6 * k / count, 0.4 + 0.6 * (k + 1) / count), state),
+            weight=w,
+            between=between,
         ).state.model
         for k, w in enumerate(WEIGHTS)
     ]
@@ -141,7 +160,7 @@ def _table(
                 {
                     "example_id": ids,
                     "behaviour": kind.name,
-                    **dict(zip(("whole", "less", "least"), values, strict=True)),
+                    **dict(zip(("whole", "less", "least", "without"), values, strict=True)),
                 }
             )
         )

@@ -7,10 +7,10 @@ import math
 from stagelens.contracts import Behaviour
 from stagelens.wording.numbers import count_text, phrase
 
-from .smoothness import LEAST, Smoothness
+from .smoothness import LEAST, REACHES, Smoothness
 
 NOTHING_HERE = "First order says nothing here"
-SMOOTH_HERE = "The smallest changes are smooth"
+SMOOTH_HERE = "The smallest changes are smooth, and leaving examples out goes on with them"
 
 
 def verdict(check: Smoothness, behaviour: Behaviour) -> str:
@@ -23,14 +23,24 @@ def verdict(check: Smoothness, behaviour: Behaviour) -> str:
             f"{NOTHING_HERE}: with {part} counting less, no {phrase(behaviour)} of the set changed"
             f"{horizon}, so there is nothing to go by."
         )
-    number = f"smoothness {value:.2f}, where 1 is the most and {LEAST:g} the least for first order"
+    reach = check.reach(behaviour.name)
+    number = (
+        f"smoothness {value:.2f} and reach {reach:.2f}, where 1 is the most and {LEAST:g} and "
+        f"{REACHES:g} are the least for first order"
+    )
     how = (
         f"as {part} count 1 % and then 2 % less, the {phrase(behaviour)} of the evaluation examples"
     )
     if check.smooth(behaviour.name):
         return (
-            f"{SMOOTH_HERE} ({number}): {how}{horizon} goes on as it began. This does not say how "
-            "far first order holds."
+            f"{SMOOTH_HERE} ({number}): {how}{horizon} goes on as it began, and to the same side "
+            "as without them. This does not say by how much first order is off."
+        )
+    if value >= LEAST:
+        return (
+            f"{NOTHING_HERE} ({number}): {how}{horizon} goes on as it began, but without them it "
+            "goes another way, so no derivative can say what leaving examples out does. Go by "
+            "replays without them."
         )
     return (
         f"{NOTHING_HERE} ({number}): {how}{horizon} does not go on as it began, so no derivative "
@@ -41,6 +51,6 @@ def verdict(check: Smoothness, behaviour: Behaviour) -> str:
 def cost() -> str:
     """What a check takes, for buttons."""
     return (
-        "Two replays, of this stage and all later ones: a random tenth of its examples with 1 % "
-        "and with 2 % less weight, held against the recorded model."
+        "Three replays, of this stage and all later ones: a random tenth of its examples with 1 % "
+        "and with 2 % less weight, and without them, held against the recorded model."
     )

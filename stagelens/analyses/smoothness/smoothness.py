@@ -12,9 +12,13 @@ again in the same direction, 0 where the one says nothing of the other, and nega
 answers any small change with an arbitrary one: of two arbitrary changes e1, e2, D1 = e1 and
 D2 = e2 - e1 point apart. Theirs is over the parameters of the trained model.
 
-Large steps do not do: over half of the weight, behaviours may go one way while derivatives, which
-see the smallest change, point anywhere (digits, AdamW 2e-3, first stage: 0.89 at h = 1/2, 0.41 at
-1 %, where the score of first order is 0.59).
+Near the edge of stability the smallest changes are smooth and the effect bends further out, so a
+second scale is looked at: the *reach* is the cosine of D1 and y(0) - y(1), the change where the
+subset is left out. Either alone does not do: where training is chaotic, large changes may go one
+way while derivatives, which see the smallest, point anywhere.
+
+The subset's part of the loss is weighed with the divisor kept, as for expected errors: what first
+order predicts for the mean over the rest is made of the same derivatives.
 """
 
 from __future__ import annotations
@@ -31,16 +35,16 @@ from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 
-_METHOD = 1
+_METHOD = 2
 """Part of every key; raised when what is stored changes."""
 
-WEIGHTS = (1.0, 0.99, 0.98)
+WEIGHTS = (1.0, 0.99, 0.98, 0.0)
 SHARE = 0.1
 """The share of the stage's examples that is weighed."""
 
-LEAST = 0.9
-"""From this smoothness on, first order is used. Chosen by ``tests/benchmarks/smoothness.py``, see
-docs/training-data.md."""
+LEAST, REACHES = 0.83, 0.86
+"""From this smoothness and this reach on, first order is used. Chosen on some runs, and measured on
+others, by ``tests/benchmarks/smoothness.py``, see docs/training-data.md."""
 
 COLUMNS = {
     "example_id": "string",
@@ -48,6 +52,7 @@ COLUMNS = {
     "whole": "float64",
     "less": "float64",
     "least": "float64",
+    "without": "float64",
 }
 """One row per evaluation example and behaviour: its value with each of the weights."""
 
@@ -91,9 +96,14 @@ class Smoothness:
         rows = self.table[self.table["behaviour"] == behaviour]
         return smoothness(*(rows[name].to_numpy(float) for name in ("whole", "less", "least")))
 
+    def reach(self, behaviour: str) -> float:
+        """Cosine of the smallest change and that without the examples; NaN for no change."""
+        rows = self.table[self.table["behaviour"] == behaviour]
+        return reach(*(rows[name].to_numpy(float) for name in ("whole", "less", "without")))
+
     def smooth(self, behaviour: str) -> bool:
         """Whether first order is used; not where nothing changed, which says nothing either."""
-        return bool(self.of(behaviour) >= LEAST)
+        return bool(self.of(behaviour) >= LEAST and self.reach(behaviour) >= REACHES)
 
 
 def smoothness(whole: np.ndarray, less: np.ndarray, least: np.ndarray) -> float:
@@ -113,6 +123,23 @@ def smoothness(whole: np.ndarray, less: np.ndarray, least: np.ndarray) -> float:
     if not size:
         return float("nan")
     return float((np.abs(first) * np.sign(first) * np.sign(second)).sum() / size)
+
+
+def reach(whole: np.ndarray, less: np.ndarray, without: np.ndarray) -> float:
+    """See the module's description.
+
+    Args:
+        whole: (J,) values at weight 1; examples without one of the three values are left out.
+        less: (J,) at 1 - h.
+        without: (J,) at 0.
+    """
+    first, all_of_it = less - whole, without - whole
+    known = np.isfinite(first) & np.isfinite(all_of_it)
+    if known.sum() < np.isfinite(whole).sum():
+        return -1.0  # a model that is no longer finite
+    first, all_of_it = first[known], all_of_it[known]
+    size = float(np.linalg.norm(first) * np.linalg.norm(all_of_it))
+    return float(first @ all_of_it) / size if size else float("nan")
 
 
 def smoothness_path(

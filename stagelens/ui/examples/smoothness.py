@@ -59,7 +59,7 @@ def _offer(workspace: Workspace, asked: Asked, key: str) -> None:
     later = known.stages[workspace.stages.index(asked.stage) :]
     seconds = None
     if all(pace.seconds is not None for pace in later):
-        seconds = STARTING + 2 * sum(pace.seconds or 0.0 for pace in later)
+        seconds = STARTING + 3 * sum(pace.seconds or 0.0 for pace in later)
     took = job_progress.predicted(known, seconds)
     st.button(
         "Check first order",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import get_args
 
 import numpy as np
@@ -103,7 +103,10 @@ def fit(table: pd.DataFrame) -> Bounds:
         span=[span_of(None if pd.isna(one) else int(one)) for one in horizons],
     )
     own = chosen(table)
-    on, of = table[own], table[~own]
+    # Of an optimiser of one scenario, nothing tells how far its factors carry.
+    counts = table[own].groupby("optimizer")["scenario"].nunique()
+    known = set(counts.index[counts >= 2])
+    on, of = table[own & table["optimizer"].isin(known)], table[~own]
     kinds: dict[Kind, dict[Span, Line]] = {}
     for kind in get_args(Kind):
         lines = {
@@ -117,13 +120,17 @@ def fit(table: pd.DataFrame) -> Bounds:
         chosen_on=sorted(on["run"].unique()),
         told_of=sorted(of["run"].unique()),
         scenarios=sorted(table["scenario"].unique()),
-        optimizers=sorted(table["optimizer"].unique()),
+        optimizers=sorted(known),
         tasks=sorted(table["task"].unique()),
         steps=int(parts.loc[~parts["final"], "steps"].max()),
         final_steps=int(parts.loc[parts["final"], "steps"].max()),
         shares=(float(parts["share"].min()), float(parts["share"].max())),
         kinds=kinds,
-        held=[each for kind in kinds for each in _held(of[of["kind"] == kind], kind, kinds[kind])],
+        held=[
+            each
+            for kind in kinds
+            for each in _held(of[of["kind"] == kind], kind, kinds[kind], known)
+        ],
     )
 
 
@@ -161,11 +168,15 @@ def _quantile(rows: pd.DataFrame, floor: float) -> float:
     return float(ratio[order][min(np.searchsorted(reached, LEVEL), len(order) - 1)])
 
 
-def _held(rows: pd.DataFrame, kind: Kind, lines: Mapping[Span, Line]) -> Iterator[Held]:
+def _held(
+    rows: pd.DataFrame, kind: Kind, lines: Mapping[Span, Line], known: Collection[str]
+) -> Iterator[Held]:
     """By scenario and span, and for all."""
     bounds = [
-        lines[span].bound(error) if span in lines else None
-        for span, error in zip(rows["span"], rows["expected"], strict=True)
+        lines[span].bound(error) if span in lines and optimizer in known else None
+        for span, error, optimizer in zip(
+            rows["span"], rows["expected"], rows["optimizer"], strict=True
+        )
     ]
     promised = pd.Series(bounds, index=rows.index, dtype=float)
     # To rounding: a step by itself is exact to second order.
@@ -180,14 +191,14 @@ def _held(rows: pd.DataFrame, kind: Kind, lines: Mapping[Span, Line]) -> Iterato
                 ((rows["scenario"] == scenario) | (not scenario))
                 & ((rows["span"] == span) | (not span))
             ]
-            known = part[part["known"]]
+            promised_of = part[part["known"]]
             if not len(part):
                 continue
-            low, high = _between(known)
+            low, high = _between(promised_of)
             yield Held(
-                kind=kind, scenario=scenario, span=span, kept=int(known["kept"].sum()),
-                cases=len(known), runs=int(known["run"].nunique()), low=low, high=high,
-                unknown=len(part) - len(known),
+                kind=kind, scenario=scenario, span=span, kept=int(promised_of["kept"].sum()),
+                cases=len(promised_of), runs=int(promised_of["run"].nunique()), low=low, high=high,
+                unknown=len(part) - len(promised_of),
             )  # fmt: skip
 
 
