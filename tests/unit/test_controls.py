@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -29,12 +30,18 @@ def test_a_control_is_as_many_others_and_the_same_again(rows: TrainingRows) -> N
     chosen = by_ids(rows, every[:3])
     first, again, other = (control(rows, chosen, number) for number in (0, 0, 1))
     assert first == again and len(first.ids) == 3 and first.ids != other.ids
-    assert not set(first.ids) & set(chosen.ids) and set(first.ids) <= set(every)
+    assert set(first.ids) <= set(every)
+    one = by_ids(rows, every[:1])
+    assert all(control(rows, one, number).ids != one.ids for number in range(len(every)))
     # Named in another order it is the same choice.
     assert control(rows, replace(chosen, ids=chosen.ids[::-1])) == first
+    assert "among the others" in control(rows, one).words
+    # Of half of a stage there is a single draw without any of them, which says nothing of chance.
+    half = by_ids(rows, every[: len(every) // 2])
+    draws = {frozenset(control(rows, half, number).ids) for number in range(8)}
+    assert len(draws) == 8 and "among all" in control(rows, half).words
     most = by_ids(rows, every[: len(every) - 1])
     assert len(set(control(rows, most).ids)) == len(most.ids)
-    assert "among all" in control(rows, most).words and "among the others" in first.words
     with pytest.raises(StageLensError, match="there are no others to hold them against"):
         control(rows, by_ids(rows, every))
 
@@ -56,13 +63,33 @@ def test_whether_they_did_more_than_random_ones_is_said_with_its_chance(
     small, large, away = (_effects(run, control(rows, chosen, 0), at) for at in (0.1, 0.6, -0.9))
     said = against(own, [small], margin)
     assert said.startswith("3 drawn at random: +0.1") and "less than these" in said
-    assert "in 1 of 2 cases: further draws say more." in said
+    assert "One draw does not tell that from chance: further draws say more." in said
     # What points the other way did not do more of the same.
     assert "2 times: −0.9" in (told := against(own, [small, away], margin))
-    assert "each less than these. By chance alone that would be so in 1 of 3 cases" in told
-    assert "in 1 of 5 cases." in against(own, [small, away] * 2, margin)
+    assert "each less than these. By chance alone that would be so in up to 2 of 3 cases" in told
+    assert "in up to 2 of 5 cases." in against(own, [small, away] * 2, margin)
     assert "no more than random ones" in against(own, [small, large], margin)
     assert against(own, [], margin) == ""
+
+
+def test_chance_does_more_as_often_as_is_said_at_most(
+    run: Run, rows: TrainingRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = by_ids(rows, rows.table["example_id"].tolist()[:3])
+    margin = next(kind for kind in run.task.behaviour_kinds if kind.name == "margin")
+    found = without_data(run, "test", chosen)
+    random = np.random.default_rng(0)
+    for mean in (0.0, -0.7, 5.0):
+        effects = iter(random.normal(mean, 1, 4 * 500).tolist())
+        monkeypatch.setattr(
+            "stagelens.analyses.without_data.controls.mean_effect", lambda *_, e=effects: next(e)
+        )
+        said = [against(found, [found] * 3, margin) for _ in range(500)]
+        more = np.mean(["By chance alone" in one for one in said])
+        assert all("in up to 2 of 4 cases" in one for one in said if "By chance" in one)
+        assert more < 0.5 + 0.05  # one in four would be too little to say where the mean is 0
+        if mean == 0.0:
+            assert more > 0.3
 
 
 def test_groups_of_a_column_leave_one_by_one(
@@ -82,7 +109,11 @@ def test_groups_of_a_column_leave_one_by_one(
     with pytest.raises(StageLensError, match="no column 'source'; they have label"):
         by_values(rows, every, "source")
     # A column of the file comes before one of the stage.
-    ids, own = every.ids[:3], ("near", "far", "near")
+    ids, own = every.ids[:3], ("NA", "far", "")
+    pd.DataFrame({"example_id": ids, "label": own}).to_csv(tmp_path / "odd.csv", index=False)
+    odd = by_values(rows, by_ids(rows, ids), "label", read_table(tmp_path / "odd.csv"))
+    assert [one.words for one in odd] == ["with label NA", "with label far"]
+    own = ("near", "far", "near")
     pd.DataFrame({"example_id": ids, "label": own}).to_csv(tmp_path / "ids.csv", index=False)
     near, far = by_values(rows, by_ids(rows, ids), "label", read_table(tmp_path / "ids.csv"))
     assert near.ids == (ids[0], ids[2]) and far.words == "with label far"

@@ -175,10 +175,16 @@ def read_table(path: Path) -> pd.DataFrame | None:
     """
     if path.suffix not in (".csv", ".parquet"):
         return None
-    ids = read_ids(path)
-    table = pd.read_csv(path, dtype=str) if path.suffix == ".csv" else pd.read_parquet(path)
+    ids, table = read_ids(path), _table_of(path)
     table = table[table["example_id"].notna()].assign(example_id=ids)
     return table.drop_duplicates("example_id")
+
+
+def _table_of(path: Path) -> pd.DataFrame:
+    """A .csv or .parquet file; of a .csv, NA and None are values like any other."""
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
 
 
 def read_ids(path: Path) -> list[str]:
@@ -189,8 +195,7 @@ def read_ids(path: Path) -> list[str]:
     """
     try:
         if path.suffix in (".csv", ".parquet"):
-            read = pd.read_csv if path.suffix == ".csv" else pd.read_parquet
-            table = read(path, dtype=str) if path.suffix == ".csv" else read(path)
+            table = _table_of(path)
             if "example_id" not in table:
                 raise StageLensError(
                     f"{path} has no column example_id; it has {', '.join(map(str, table))}"

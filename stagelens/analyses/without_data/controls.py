@@ -2,6 +2,10 @@
 
 Leaving any examples out changes what a stage learned. Whether chosen ones did more than others
 would have is known from replays without as many of the others, each drawn anew.
+
+If the choice were one more random draw, then of N draws and the choice each would be the highest in
+1 of N + 1 cases, and the lowest in as many. Which of the two "more" means is read off the choice's
+own effect, so that chance makes it do more in up to 2 of N + 1 cases: with one draw, in any case.
 """
 
 from __future__ import annotations
@@ -22,13 +26,16 @@ from .stored import WithoutData
 
 _FEW, _MORE = 4, ": further draws say more"
 """Draws below which it is said that they are few."""
+_APART = 10
+"""The others are drawn from where they are so many times the chosen ones: of fewer, the draws would
+share examples with each other and none with the choice, which would not be one more draw."""
 
 
 def control(rows: TrainingRows, chosen: Chosen, number: int = 0) -> Chosen:
     """As many other examples of the stage, drawn at random.
 
-    The same for the same choice and number, so that a stored replay is found again. Where more than
-    half of the stage was chosen there are not as many others, and all are drawn from.
+    The same for the same choice and number, so that a stored replay is found again. Where much of
+    the stage was chosen, all are drawn from (:data:`_APART`).
 
     Args:
         rows: All examples of the stage.
@@ -46,7 +53,7 @@ def control(rows: TrainingRows, chosen: Chosen, number: int = 0) -> Chosen:
             f"all {count_text(len(every), 'training example')} of {chosen.stage} are left out, so "
             "there are no others to hold them against; leave fewer out"
         )
-    enough = len(others) >= len(wanted)
+    enough = len(others) >= _APART * len(wanted)
     pool = others if enough else every
     seed = int(digest(chosen.stage, sorted(wanted), number)[:16], 16)
     drawn = np.random.default_rng(seed).choice(len(pool), len(wanted), replace=False)
@@ -82,5 +89,7 @@ def against(
         said, less = f"{drawn}, {len(others)} times: {ends} by replay", "each less"
     if not more:
         return f"{said}, so these did no more than random ones."
-    chance = f"By chance alone that would be so in 1 of {len(others) + 1} cases"
+    if len(others) == 1:
+        return f"{said}, {less} than these. One draw does not tell that from chance{_MORE}."
+    chance = f"By chance alone that would be so in up to 2 of {len(others) + 1} cases"
     return f"{said}, {less} than these. {chance}{_MORE if len(others) < _FEW else ''}."
