@@ -61,6 +61,7 @@ def judged(
     least = evidence.neglected or 0.0
     # Bounds are not known for SGD: runs of only one scenario were measured.
     most = None if evidence.course.sgd else _most(trust.estimator, evidence.neglected)
+    unlike = unlike or ("" if promise.familiar else _STRANGE)
     reason = trust.reason
     if paired is not None:
         reason += _seen(paired)
@@ -69,8 +70,9 @@ def judged(
             f" Over the {kind.recordings} trainings of the calibration bench, the median error of "
             f"this estimator was {100 * kind.typical:.0f} %."
         )
-        reason += second_order_sentence(evidence.neglected, most)
-    unlike = unlike or ("" if promise.familiar else _STRANGE)
+        # Promised of what was measured alone; elsewhere it may still lower trust.
+        measured = not unlike and not evidence.course.batch_norm
+        reason += second_order_sentence(evidence.neglected, most if measured else None)
     # Said only where nothing else stands against it.
     if promise.low:
         reason += not_alike(unlike)

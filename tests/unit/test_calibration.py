@@ -194,3 +194,10 @@ def test_a_neglected_second_order_term_lowers_trust_and_never_raises_it(
     assert not after.reliable or before.reliable
     if missed > 1:
         assert "beyond first order" in after.reason and after.expected_error >= 1
+    else:
+        assert "nine of ten such errors are at most" in after.reason
+    normed = replace(second, course=replace(COURSE, batch_norm=True))
+    for evidence, unlike in ((second, "stage b was trained in bf16"), (normed, "")):
+        other = judged(trust, evidence, "Unrolled", unlike)
+        assert said in other.reason and "nine of ten" not in other.reason
+        assert other.expected_error >= second.neglected
