@@ -63,6 +63,8 @@ def test_what_is_asked_its_cost_and_the_command(
     assert command == " ".join(("stagelens", *asked, "--json"))
     check(app.button(key="gate-judge").click().run())
     assert started == [(*asked, "--exit-zero")]
+    check(app.number_input(key="gate-drop-accuracy").set_value(1.23456789).run())
+    assert "--max-drop accuracy=1.23456789 " in app.code[0].value
     check(app.number_input(key="gate-drop-accuracy").set_value(5.0).run())
     check(models(app).button(key="gate-judge").click().run())
     assert "accuracy=5" in started[1] and "models" in started[1]

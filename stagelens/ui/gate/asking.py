@@ -67,7 +67,8 @@ class Question:
         for name in asked.slices:
             words += ["--slice", name]
         for name, drop in asked.max_drop.items():
-            words += ["--max-drop", f"{name}={drop:g}"]
+            # All its digits: what was found is found again by the very number.
+            words += ["--max-drop", f"{name}={repr(float(drop)).removesuffix('.0')}"]
         words += ["--estimand", asked.estimand]
         words += ["--draws", str(asked.draws)] if asked.draws != DRAWS else []
         for option, further in (
