@@ -42,7 +42,7 @@ def jobs() -> Iterator[Job]:
         for name in _DIGITS:
             yield from (Job(name, seed, stage, 0.1) for stage in ("first", "swapped", "last"))
             yield Job(name, seed)
-    fashion = [("fashion-adamw-3e-4", seed) for seed in (0, 3, 1, 2)]
+    fashion = [("fashion-adamw-3e-4", seed) for seed in (0, 3, 1, 2, 4, 5)]
     for name, seed in (*fashion, ("fashion-sgd-0.02", 3)):
         yield from (Job(name, seed, stage, 0.1) for stage in ("noisy-labels", "last"))
     yield from (Job(COMMENTS, 0, stage, 0.1) for stage in ("adapt", "skewed"))
