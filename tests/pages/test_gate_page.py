@@ -11,8 +11,9 @@ from streamlit.testing.v1 import AppTest
 
 from stagelens.analyses.gate.asked import Asked
 from stagelens.analyses.gate.gate import gate
-from stagelens.analyses.gate.stored import gate_path, keep_gate
+from stagelens.analyses.gate.stored import gate_path, keep_gate, stored_gates
 from stagelens.runs.run import open_run
+from stagelens.ui.gate import sections
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, words
 from tests.support.branching import record_branching
@@ -83,12 +84,20 @@ def test_the_verdict_the_slices_and_the_stage_that_did_it(
     keep_gate(gate_path(old, new, asked), new, found)
     app = check(open_page(tmp_path / "home", LINK, PAGE))
     assert "16 trainings" in words(app)  # what was stored is of another question
+    # It is listed, and shown where its row is chosen.
+    key = sections._key(stored_gates(new, new.evaluation_set("test")))
+    assert "Regressed: " not in words(app)
+    app.session_state[key] = {"selection": {"rows": [0], "columns": [], "cells": []}}
+    assert "Regressed: a slice got worse by more than is allowed." in words(check(app.run()))
+    app.session_state[key] = {"selection": {"rows": [], "columns": [], "cells": []}}
+    check(app.run())
     app = models(app)
     said = words(app)
     assert "Regressed: a slice got worse by more than is allowed." in said
     assert "accuracy on group = a dropped by" in said
     assert "accuracy on group = a: stage adapt of the new recipe did it." in said
-    slices, stages = (each.value for each in app.dataframe)
+    slices, stages, before = (each.value for each in app.dataframe)
+    assert before["verdict"].tolist() == ["regressed"]
     assert list(slices["verdict"]) == [row.verdict for row in found.slices]
     assert list(stages.loc[stages["did it"] == "yes", "stage"]) == ["adapt"]
     assert json.loads(found.model_dump_json())["stages"][1]["how"] == "exchange"

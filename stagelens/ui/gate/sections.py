@@ -14,6 +14,7 @@ from stagelens.analyses.gate.report import GateReport, SliceFinding
 from stagelens.analyses.gate.stored import StoredGate, gate_path, load_gate, stored_gates
 from stagelens.charts.gate import drop_rows
 from stagelens.estimators.durations import paces
+from stagelens.runs.schema import digest
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress, state
 from stagelens.ui.pieces.pinning import About
@@ -52,9 +53,13 @@ def gate_page(workspace: Workspace) -> None:
     elif before:
         found = before[0]
         components.text_block("Shown is what was judged last.", muted=True)
+    # A command may have asked otherwise than the controls can, or left out what they always say.
+    if (chosen := _chosen(before)) is not None:
+        found = chosen
+        components.text_block("Shown is what is chosen of what was judged before.", muted=True)
     if found is not None:
         _shown(workspace, found)
-    _before([one for one in before if one != found])
+    _before(before)
 
 
 def _offer(workspace: Workspace, question: Question) -> None:
@@ -194,6 +199,18 @@ def _examples(worst: Sequence[SliceFinding]) -> None:
         )
 
 
+def _key(stored: Sequence[StoredGate]) -> str:
+    """Of the table of what was judged before: a row that is chosen is one of these very ones."""
+    return f"gate-before-{digest([one.model_dump(mode='json') for one in stored])[:12]}"
+
+
+def _chosen(stored: Sequence[StoredGate]) -> StoredGate | None:
+    """What was judged before, if a row of it is chosen."""
+    now = st.session_state.get(_key(stored))
+    rows = [] if now is None else now["selection"]["rows"]
+    return next((stored[at] for at in rows if 0 <= at < len(stored)), None)
+
+
 def _before(stored: Sequence[StoredGate]) -> None:
     if not stored:
         return
@@ -210,7 +227,15 @@ def _before(stored: Sequence[StoredGate]) -> None:
             for one in stored
         ]
         said = "What gates found of this run on this set, the latest first; times are UTC."
-        components.table(pd.DataFrame(rows), "gate-before", said, About(behaviour="", filters={}))
+        components.text_block("A row that is chosen is shown above.", muted=True)
+        components.table(
+            pd.DataFrame(rows),
+            _key(stored),
+            said,
+            About(behaviour="", filters={}),
+            on_select="rerun",
+            selection_mode="single-row",
+        )
 
 
 def _name(found: GateReport, new: bool = False) -> str:
