@@ -34,6 +34,7 @@ class Course:
         steps: Updates in all of them; 0 where they are not known.
         moved: Length of their change of the weights, in lengths of the stage's own change.
         turned: Cosine between the two changes, -1 to 1.
+        optimizers: What trained the stage that is left out and these, as far as it is known.
     """
 
     hardness: float
@@ -44,6 +45,7 @@ class Course:
     steps: int
     moved: float
     turned: float
+    optimizers: frozenset[str] = frozenset()
 
 
 def course(
@@ -74,6 +76,7 @@ def course(
         steps=sum(s.steps for s in later),
         moved=moved,
         turned=turned,
+        optimizers=frozenset(s.facts.optimizer.name for s in (stage, *later) if s.facts.optimizer),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from .calibration import calibration, kind_of, known_kind, promised
 from .evidence import Evidence, PairedEvidence
-from .neglected_bounds import Kind, bound
+from .neglected_bounds import Kind, bound, bounds
 from .stage_trust import AGREES_ERROR, StageTrust
 
 _TINY = 1e-12  # keeps ratios finite where a stage has no effect at all
@@ -71,7 +71,8 @@ def judged(
             f"this estimator was {100 * kind.typical:.0f} %."
         )
         # Promised of what was measured alone; elsewhere it may still lower trust.
-        measured = not unlike and not evidence.course.batch_norm
+        strange = evidence.course.optimizers - {*bounds().optimizers}
+        measured = not (unlike or strange or evidence.course.batch_norm)
         reason += second_order_sentence(evidence.neglected, most if measured else None)
     # Said only where nothing else stands against it.
     if promise.low:

@@ -31,6 +31,7 @@ def test_the_course_of_the_later_stages(tmp_path: Path) -> None:
     found, last = course(run, run.stage("a")), course(run, run.stage("b"))
     assert (found.sgd, found.batch_norm, found.first) == (True, True, True)
     assert (found.stages, found.steps) == (2, 7)
+    assert found.optimizers == {"AdamW", "SGD"} and last.optimizers == {"SGD", "AdamW"}
     assert (last.sgd, last.first, last.stages, last.steps) == (False, False, 1, 4)
     replayed = course(run, run.stage("a"), run.stage("b"))
     assert (replayed.stages, replayed.steps) == (1, 4)
