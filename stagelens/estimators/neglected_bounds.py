@@ -6,8 +6,8 @@ holds, by horizon, the line of the expected error that nine of ten true errors s
 often that held on **other** runs. Both are made by ``python -m tests.benchmarks.neglected_terms``.
 Nothing here imports torch.
 
-A bound is promised only where such runs were measured: not for longer horizons, larger expected
-errors, or other kinds of training. There it is not known.
+A bound is promised only where such runs were measured: not for other behaviours, longer horizons,
+larger expected errors, or other kinds of training. There it is not known.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ class Bounds(BaseModel):
         optimizers: That trained runs of at least two scenarios that bounds were chosen on; of
             others nothing is promised.
         tasks: Theirs.
+        behaviours: Whose errors were measured.
         steps: The longest horizon within a stage.
         final_steps: The most steps to the final model.
         shares: The smallest and the largest part of a stage that was left out.
@@ -116,6 +117,7 @@ class Bounds(BaseModel):
     scenarios: list[str]
     optimizers: list[str]
     tasks: list[str]
+    behaviours: list[str]
     steps: int
     final_steps: int
     shares: tuple[float, float]
@@ -150,15 +152,18 @@ def span_of(horizon: int | None) -> Span:
     return "final" if horizon is None else "near" if horizon <= NEAR else "stage"
 
 
-def beyond(steps: int, final: bool, share: float) -> str:
+def beyond(behaviour: str, steps: int, final: bool, share: float) -> str:
     """What was not measured of a horizon, as a reason; empty where it was.
 
     Args:
+        behaviour: On what it is.
         steps: How many steps later.
         final: Whether that is the final model, later stages included.
         share: Of the stage's examples that are left out.
     """
     known = bounds()
+    if behaviour not in known.behaviours:
+        return f"errors on the {behaviour} were not measured, only on the {known.behaviours[0]}"
     most = known.final_steps if final else known.steps
     if steps > _BEYOND * most:
         return f"no run was measured beyond {most:,} steps"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,9 @@ def test_without_a_bound_the_expected_error_alone_is_told(run: Run, twice: None)
     assert promised(unlike) == ""
     long = replace(own, facts=own.facts.model_copy(update={"later": 10**6}))
     assert "no run was measured beyond" in sentence(long) and long.bound(1) == pytest.approx(0.04)
+    loss = own.facts.behaviour.model_copy(update={"name": "loss"})
+    other = replace(own, facts=own.facts.model_copy(update={"behaviour": loss}))
+    assert other.bound(0) is None and "errors on the loss were not measured" in other.unknown(0)
     part = replace(own, facts=own.facts.model_copy(update={"share": 0.001}))
     assert part.bound(0) is None and "only parts of" in part.unknown(0)
 
@@ -227,7 +231,8 @@ def test_by_the_command(copied: Path, command: Command) -> None:
     asked = ("contributions", copied, "--set", "test", "--group", "label=4", "--since", "adapt")
     near = command(*asked, "--horizon", "3")
     assert "3 steps later" in near.out and "no effect of the stage" in near.out
-    assert "the effect 3 steps later, and of" in near.out
+    said = re.sub(r"\s+", " ", near.out)
+    assert re.search(r"the effect 3 steps later \(.*trained with SGD\), and of", said)
     whole = command(*asked)
     assert "first order neglects a second-order term of" in whole.out
     wrong = command("horizon", copied, "--stage", "adapt", "--share", "1")

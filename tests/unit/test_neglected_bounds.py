@@ -53,10 +53,17 @@ def test_nothing_is_promised_beyond_what_was_measured() -> None:
     assert kind_of(1) == kind_of(SEVERAL - 1) == "one" and kind_of(SEVERAL) == "several"
     assert bound("one", "near", 1e6) is None and bound("several", "near", 0.01) is not None
     low, high = known.shares
-    assert beyond(known.steps, False, low) == "" == beyond(known.final_steps, True, high)
-    assert f"beyond {known.steps:,} steps" in beyond(2 * known.steps, False, low)
-    assert f"beyond {known.final_steps:,} steps" in beyond(2 * known.final_steps, True, low)
-    assert "only parts of" in beyond(1, False, 0.001)
+    assert (
+        beyond("margin", known.steps, False, low)
+        == ""
+        == beyond("margin", known.final_steps, True, high)
+    )
+    assert f"beyond {known.steps:,} steps" in beyond("margin", 2 * known.steps, False, low)
+    assert f"beyond {known.final_steps:,} steps" in beyond(
+        "margin", 2 * known.final_steps, True, low
+    )
+    assert "only parts of" in beyond("margin", 1, False, 0.001)
+    assert "on the loss were not measured" in beyond("loss", 1, False, low)
 
 
 def _rows(runs: int, ratio: float, scenario: str = "a") -> pd.DataFrame:

@@ -131,7 +131,7 @@ class Horizons:
         steps = self.facts.steps + self.facts.later
         if not final:
             steps = int(self.table["horizon"].iloc[place])
-        return beyond(steps, final, self.facts.share)
+        return beyond(self.facts.behaviour.name, steps, final, self.facts.share)
 
     def place(self, horizon: int) -> int:
         """The row of the next horizon that was looked at, from this one on, else of the whole."""

@@ -20,6 +20,8 @@ from stagelens.estimators.neglected_bounds import (
 )
 
 LEVEL = 0.9
+BEHAVIOUR = "margin"
+"""Whose errors are measured."""
 CHOSEN_ON = {
     "digits-adamw-5e-4": (0, 1, 2),
     "digits-adamw-2e-3": (0, 1, 2),
@@ -122,6 +124,7 @@ def fit(table: pd.DataFrame) -> Bounds:
         scenarios=sorted(table["scenario"].unique()),
         optimizers=sorted(known),
         tasks=sorted(table["task"].unique()),
+        behaviours=[BEHAVIOUR],
         steps=int(parts.loc[~parts["final"], "steps"].max()),
         final_steps=int(parts.loc[parts["final"], "steps"].max()),
         shares=(float(parts["share"].min()), float(parts["share"].max())),

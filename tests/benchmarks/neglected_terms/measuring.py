@@ -23,9 +23,9 @@ from stagelens.effects.computing import attribute
 from stagelens.replaying.left_out import replay_without_rows
 from stagelens.runs.run import Run, Stage, open_run
 from stagelens.runs.training_rows import training_rows
+from tests.benchmarks.neglected_terms.fitting import BEHAVIOUR
 from tests.benchmarks.scenarios import SCENARIOS, recorded
 
-BEHAVIOUR = "margin"
 COMMENTS = "comments"
 _EXAMPLES = {"digits": 200, "fashion": 200, COMMENTS: 128}
 
