@@ -69,7 +69,7 @@ def gate(
         str,
         typer.Option(
             help="recipes: what the change of recipe did, beyond what another seed does; models: "
-            "what these two models differ by."
+            "what these two models differ by, which is what to ask of scores, as redraws have none."
         ),
     ] = "recipes",
     draws: Annotated[

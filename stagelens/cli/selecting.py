@@ -107,7 +107,8 @@ def select(
             min=0,
             metavar="DRAWS",
             help="Replay the stage and all later ones with the chosen examples, random ones, the "
-            "worst, and all, in so many draws of the order of batches. The ranking then uses one "
+            "worst, and all, in so many draws of the order of batches: 3 or more, or 0 for no "
+            "proof. The ranking then uses one "
             "half of the target's examples, and the other half judges.",
         ),
     ] = 0,

@@ -155,7 +155,7 @@ def mean_scores(run: Run, result: Result) -> pd.DataFrame:
         spread = mean_spread(effect, numbers, is_fraction(kind))
         means = {n: own[n][known].mean() for n in ("final", "without", "effect")}
         ends = spread.ends() if known.any() else (np.nan, np.nan)
-        low, high = possible(*ends, kind, means["final"])
+        low, high = possible(*ends, kind)
         counts = {"n": int(known.sum()), "missing": int((~known).sum())}
         rows.append({"stage": stage, **counts, **means, "low": low, "high": high})
     return pd.DataFrame(rows)

@@ -67,8 +67,8 @@ def mean_interval(
         row: As ``summary.stage_summary`` makes it: ``effect``, ``error`` (its standard error),
             ``freedom`` (the degrees of freedom of that; without, it is taken to be known) and
             ``rms`` (root mean square effect of the stage over the labelled examples of the set).
-            With ``final``, the mean without the stage is one that can be, too. A mean over draws
-            has the interval over them, see :func:`over_draws`.
+            With ``final``, the estimate of the mean without the stage is one that can be, too. A
+            mean over draws has the interval over them, see :func:`over_draws`.
         trust: What is known of the stage's counterfactual.
         behaviour: Of the effects on which behaviour.
     """
@@ -208,8 +208,35 @@ def _around(
     effect: float, sampling: float, estimate: float, behaviour: Behaviour, final: float
 ) -> Interval:
     low, high = effect - sampling - estimate, effect + sampling + estimate
-    ends = possible(low, high, behaviour, final)
-    return Interval(*ends, sampling, estimate, cut=ends != (low, high))
+    ends = hull(effect, (effect - sampling, effect + sampling), estimate, behaviour, final)
+    return Interval(
+        *ends, sampling, estimate, cut=not np.allclose(ends, (low, high), 1e-9, 1e-9 * (high - low))
+    )
+
+
+def hull(
+    effect: float,
+    sampling: tuple[float, float],
+    estimate: float,
+    behaviour: Behaviour,
+    final: float = np.nan,
+) -> tuple[float, float]:
+    """The ends of a sampling interval with the error of an estimate added, cut off at what can be.
+
+    The final model's value bounds the effect on these very examples, and so what the estimate may
+    be off by. It does not bound the effect on others, whose final model's mean is another one.
+
+    Args:
+        effect: The mean effect on these examples.
+        sampling: Ends of its interval over examples.
+        estimate: What the error of the estimate adds on either side.
+        behaviour: Which behaviour.
+        final: The final model's mean on these examples; NaN where it is not known.
+    """
+    low, high = effect - estimate, effect + estimate
+    if estimate:
+        low, high = possible(low, high, behaviour, final)
+    return possible(low + sampling[0] - effect, high + sampling[1] - effect, behaviour)
 
 
 def possible(
@@ -224,7 +251,8 @@ def possible(
         low: The lower end.
         high: The upper end.
         behaviour: Which behaviour.
-        final: Its value of the final model, or its mean; NaN where it is not known.
+        final: Its value of the final model on the very examples that the ends are of; NaN where it
+            is not known, or the ends are of other examples, too.
         effects: Over how many effects the number is a sum or difference; of more than one, without
             ``final``.
     """

@@ -63,7 +63,7 @@ def test_whether_they_did_more_than_random_ones_is_said_with_its_chance(
     small, large, away = (_effects(run, control(rows, chosen, 0), at) for at in (0.1, 0.6, -0.9))
     said = against(own, [small], margin)
     assert said.startswith("3 drawn at random: +0.1") and "less than these" in said
-    assert "One draw does not tell that from chance: further draws say more." in said
+    assert "One draw does not tell that from chance: for 1 in 20 it takes 39 draws." in said
     # What points the other way did not do more of the same.
     assert "2 times: −0.9" in (told := against(own, [small, away], margin))
     assert "each less than these. By chance alone that would be so in up to 2 of 3 cases" in told

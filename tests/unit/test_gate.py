@@ -17,6 +17,7 @@ from stagelens.analyses.gate.gate import gate
 from stagelens.analyses.gate.report import GateReport, SliceFinding
 from stagelens.analyses.gate.slices import GateSlice
 from stagelens.analyses.gate.stored import stored_gates
+from stagelens.analyses.gate.tables import counted
 from stagelens.analyses.slices.saved import save_slice
 from stagelens.contracts import ACCURACY, Progress, RunError, StageLensError, no_progress
 from stagelens.effects.computing import attribute, boundaries
@@ -137,6 +138,8 @@ def test_the_same_model_is_fine(runs: dict[str, Run]) -> None:
     found = judge(runs[OLD], runs[OLD])
     assert found.verdict == "fine" and found.exit_status == 0
     assert {(each.drop, each.low, each.high) for each in found.slices} == {(0.0, 0.0, 0.0)}
+    assert found.same_model and any("Both models are the same" in note for note in found.notes)
+    assert counted(found).startswith("both models are the same; of 3 slices")
 
 
 def test_redraws_are_stored_and_are_no_matter_of_what_was_measured_before(
@@ -212,6 +215,10 @@ def test_a_number_that_is_no_share_says_how_much_it_may_drop(runs: dict[str, Run
         judge(runs[OLD], runs[NEW], behaviours=["kindness"])
     with refused("has no scores 'score:exact'", "stagelens answer", by=StageLensError):
         judge(runs[OLD], runs[NEW], behaviours=["score:exact"])
+    for asked, name in (((), "margin"), (["accuracy"], "margn")):  # unjudged, mistyped
+        hint = f"to judge {name} too: --behaviour accuracy --behaviour {name}"
+        with refused(f"--max-drop {name}=0.1", "is accuracy", hint, by=StageLensError):
+            judge(runs[OLD], runs[NEW], behaviours=asked, max_drop={"": 2, name: 0.1})
     asked = {"behaviours": ["loss"], "max_drop": {"loss": 0.1}, "estimand": "models"}
     found = judge(runs[OLD], runs[NEW], stages=False, **asked)
     assert by_group(found)["a"].verdict == "regressed"  # lower is better, a drop is a rise

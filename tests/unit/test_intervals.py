@@ -83,27 +83,39 @@ def test_a_single_example_has_no_sampling_interval() -> None:
 
 POSSIBLE = [
     # Without it, accuracy would lie in 0..1: so the effect in final - 1..final.
-    (ACCURACY, {"final": 0.9}, (-0.1, 0.9)),
-    (ACCURACY, {"final": 1.0}, (0.0, 1.0)),
-    (ACCURACY, {}, (-1.0, 1.0)),
-    # A loss is not below zero, so the effect not above that of the final model.
-    (Behaviour("loss", "lower", lowest=0.0), {"final": 0.3}, (-2.0, 0.3)),
-    (Behaviour("margin", "higher"), {"final": 0.3}, (-2.0, 4.0)),
+    (ACCURACY, {"final": 0.9}, (-0.1, 0.9), (-1.0, 1.0)),
+    (ACCURACY, {"final": 1.0}, (0.0, 1.0), (-1.0, 1.0)),
+    (ACCURACY, {}, (-1.0, 1.0), (-1.0, 1.0)),
+    # A loss is not below zero, so the effect not above that of the final model; of other examples
+    # than these it may be, as far as these examples say.
+    (Behaviour("loss", "lower", lowest=0.0), {"final": 0.3}, (-2.0, 0.3), (-2.0, 2.26)),
+    (Behaviour("margin", "higher"), {"final": 0.3}, (-2.0, 4.0), (-2.0, 4.0)),
 ]
 
 
-@pytest.mark.parametrize(("kind", "final", "ends"), POSSIBLE)
+@pytest.mark.parametrize(("kind", "final", "ends", "over_others"), POSSIBLE)
 def test_no_end_lies_beyond_what_is_possible(
-    kind: Behaviour, final: dict[str, float], ends: tuple[float, float]
+    kind: Behaviour,
+    final: dict[str, float],
+    ends: tuple[float, float],
+    over_others: tuple[float, float],
 ) -> None:
     found = mean_interval({**row(1.0, 1.0, 4.16), **final}, GROUP, kind)
     assert found is not None and found.sampling + found.estimate == near(3.0)
     one = example_interval(1.0, 3.0, kind, final.get("final", np.nan))
     assert one is not None
-    for interval in (found, one):
-        assert (interval.low, interval.high) == near(ends)
+    for interval, own in ((found, over_others), (one, ends)):
+        assert (interval.low, interval.high) == near(own)
         assert interval.cut is ("cut off at what is possible" in made_of(interval, kind))
-        assert interval.cut is (ends != (-2.0, 4.0))
+        assert interval.cut is (own != (-2.0, 4.0))
+
+
+def test_no_interval_over_examples_ends_at_its_own_mean() -> None:
+    """Other examples have another final mean, so this sample's bounds neither end."""
+    perfect = {**row(0.0, 0.04, 0.0), "final": 1.0}
+    found = mean_interval(perfect, EXACT, ACCURACY)
+    assert found is not None and (found.low, found.high) == near((-0.0784, 0.0784))
+    assert not found.cut
 
 
 def test_bars_and_cells_reach_no_further() -> None:
@@ -115,9 +127,9 @@ def test_bars_and_cells_reach_no_further() -> None:
     means = pd.DataFrame([{**row(0.5, 0.1, 4.0), "final": 0.9, "gain": 0.5, "credit": 0.5}])
     means = means.assign(blame=0.0, credit_share=1.0, blame_share=0.0, within_noise=pd.NA)
     chart = charts.credit_and_blame(means, ACCURACY, {"shortcut": GROUP})
-    assert whiskers(chart) == near([60.0, 40.0])
+    assert whiskers(chart) == near([60 + 19.59964, 50.0])  # other examples add 19.6 to the 60
     assert chart.rows is not None and chart.rows[["low", "high"]].values.tolist() == [
-        pytest.approx([-0.1, 0.9])
+        pytest.approx([-0.296, 1.0], abs=1e-4)
     ]
     cells: dict[Hashable, Any] = {
         **row(0.5),
@@ -126,7 +138,7 @@ def test_bars_and_cells_reach_no_further() -> None:
         "high": 0.7,
         "within_noise": None,
     }
-    assert slices_tab._cell(cells, ACCURACY, GROUP) == "± 50 (−10 to 90)"
+    assert slices_tab._cell(cells, ACCURACY, GROUP) == "± 50 (−30 to 100)"
 
 
 def test_what_can_be_is_stored_with_a_table() -> None:

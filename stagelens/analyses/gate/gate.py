@@ -18,8 +18,8 @@ from stagelens.wording.trust_words import trust_word
 from .asked import DEFAULT, Asked
 from .blame import ScoredKind, blamed, stage_drops
 from .finals import scores_of_both, shared_stages
-from .judging import judged, limit, number, without_empty
-from .report import STATUS, GateReport, How, SliceFinding, StageFinding
+from .judging import check_limits, judged, limit, number, without_empty
+from .report import SAME, STATUS, GateReport, How, SliceFinding, StageFinding
 from .sides import Compared, compared, measure, train_again
 from .slices import GateSlice, chosen_slices
 from .verdict import FAMILY, overall
@@ -46,6 +46,8 @@ def gate(
     Raises:
         StageLensError: The two cannot be compared, or something that was asked for is not there.
     """
+    if asked.behaviours:
+        check_limits(asked.max_drop, asked.behaviours)  # before anything is measured
     overall_progress = Progress(progress)
     examples = new[1].evaluation_set(asked.set_name)
     sides = [
@@ -55,8 +57,9 @@ def gate(
     slices = chosen_slices(examples, [(s.run, s.examples) for s in sides], asked.slices)
     shared = shared_stages(old[1], new[1])
     same = shared == len(old[1].stages) == len(new[1].stages)
-    notes: list[str] = []
+    notes = [SAME] if same else []
     kinds, score_tables = measure(sides, asked.behaviours, overall_progress.part(0.0, 0.2))
+    check_limits(asked.max_drop, [kind.name for kind in kinds])
     scores = scores_of_both([(side.run, side.examples) for side in sides])
     limits = {kind.name: limit(kind, asked.max_drop, scores) for kind in kinds}
     if asked.estimand == "recipes" and not same:
@@ -80,6 +83,7 @@ def gate(
     return GateReport(
         verdict=verdict,
         exit_status=STATUS[verdict],
+        same_model=same,
         estimand=asked.estimand,
         old=sides[0].facts(),
         new=sides[1].facts(),

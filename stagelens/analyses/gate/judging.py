@@ -42,6 +42,26 @@ def limit(kind: Behaviour, given: Mapping[str, float], scores: Sequence[str] = (
     return points / 100 if share else points
 
 
+def check_limits(given: Mapping[str, float], names: Sequence[str]) -> None:
+    """Refuse limits of what is not judged, which would otherwise pass unseen.
+
+    Args:
+        given: Behaviour to how much it may drop; ``""`` for all others.
+        names: Of the behaviours that are judged.
+
+    Raises:
+        StageLensError: A limit is of another one.
+    """
+    for name in given:
+        if name and name not in names:
+            are = "is" if len(names) == 1 else "are"
+            asked = " ".join(f"--behaviour {each}" for each in (*names, name))
+            raise StageLensError(
+                f"--max-drop {name}={given[name]:g} is of no behaviour that is judged, which "
+                f"{are} {listed(names)}; to judge {name} too: {asked}"
+            )
+
+
 def judged(
     sides: Sequence[Compared],
     kinds: Sequence[Behaviour],

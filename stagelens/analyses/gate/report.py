@@ -18,6 +18,12 @@ VERSION = 1
 STATUS: dict[Verdict, int] = {"fine": 0, "regressed": 3, "could not tell": 4}
 """Exit status of each verdict; 1 and 2 are errors."""
 
+SAME = (
+    "Both models are the same: all their stages end in the same states, so nothing can have got "
+    "worse. If two models were meant, check which runs and leaves were given."
+)
+"""What is said of a model that is compared with itself."""
+
 Estimand = Literal["recipes", "models"]
 """Whether drops are those of a change of recipe, or those of the two recorded models."""
 
@@ -141,6 +147,7 @@ class GateReport(_Facts):
         version: Of this layout.
         verdict: Of all slices together.
         exit_status: Of the command.
+        same_model: Whether both models are the same, so that nothing was told apart.
         estimand: What the drops are of.
         old: The model that is compared with.
         new: The model that is judged.
@@ -157,6 +164,7 @@ class GateReport(_Facts):
     version: Literal[1] = 1
     verdict: Verdict
     exit_status: int
+    same_model: bool = False
     estimand: Estimand
     old: Side
     new: Side

@@ -30,9 +30,10 @@ def counted(found: GateReport) -> str:
     """What is judged, over how many slices."""
     counts = [f"{sum(s.verdict == v for s in found.slices)} {v}" for v in STATUS]
     what = "what the change of recipe did" if found.estimand == "recipes" else "these two models"
+    same = "both models are the same; " if found.same_model else ""
     return (
-        f"of {len(found.slices)} slices {', '.join(counts)} ({what}; at {100 * found.level:g} % "
-        "for all slices together)."
+        f"{same}of {len(found.slices)} slices {', '.join(counts)} ({what}; "
+        f"at {100 * found.level:g} % for all slices together)."
     )
 
 

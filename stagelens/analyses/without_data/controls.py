@@ -24,8 +24,11 @@ from .chosen import Chosen
 from .sentences import mean_effect
 from .stored import WithoutData
 
-_FEW, _MORE = 4, ": further draws say more"
-"""Draws below which it is said that they are few."""
+_FEW = 4
+"""Draws below which it is said how many would do."""
+_ENOUGH = 39
+"""So many draws that chance does more in at most 2 of 40 cases."""
+_MORE = f": for 1 in {(_ENOUGH + 1) // 2} it takes {_ENOUGH} draws"
 _APART = 10
 """The others are drawn from where they are so many times the chosen ones: of fewer, the draws would
 share examples with each other and none with the choice, which would not be one more draw."""

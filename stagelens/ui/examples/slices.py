@@ -24,7 +24,7 @@ from stagelens.ui.reading.browse import Chosen
 from stagelens.ui.reading.loaders import Effects
 from stagelens.ui.server import settings
 from stagelens.wording.folding import strongest
-from stagelens.wording.intervals import group_error, possible
+from stagelens.wording.intervals import group_error, hull
 from stagelens.wording.numbers import amount_text, axis_unit, count_text, phrase, signed_text
 from stagelens.wording.trust_words import MARKS, signs_known, trust_label, trust_word
 
@@ -205,7 +205,7 @@ def _cell(row: Mapping[Hashable, Any], behaviour: Behaviour, trust: StageTrust |
         return ""
     # The error of the estimate is added at either end, where it is known.
     off = (group_error(trust, behaviour.name) or 0.0) * float(row["rms"])
-    low, high = possible(low - off, high + off, behaviour, float(row["final"]))
+    low, high = hull(effect, (low, high), off, behaviour, float(row["final"]))
     credit = effect * behaviour.sign > 0
     # The amount is printed without its sign, behind a mark, so the interval is turned with it.
     sign = behaviour.sign if credit else -behaviour.sign

@@ -224,7 +224,9 @@ def _trainings(
         # Scores are not had of redraws, so the usual choice is another one with them.
         key=f"gate-estimand-{scores_alone}",
         help="The change of recipe: beyond what another seed does, so each recipe is trained "
-        "again by replay. These two models: what they differ by, whatever another seed would do.",
+        "again by replay. These two models: what they differ by, whatever another seed would do; "
+        "where only scores are judged it is chosen here at first, because redraws have none. The "
+        "command's default is recipes.",
     )
     if estimand == "models":
         return "models", DRAWS, ([], [])

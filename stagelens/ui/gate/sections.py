@@ -33,6 +33,8 @@ _VERDICTS = {
     "out on every slice.",
 }
 
+_SAME = "Fine, but only because both models are the same."
+
 
 def gate_page(workspace: Workspace) -> None:
     """The controls, then the verdict, or what it takes to have one."""
@@ -135,7 +137,11 @@ def _shown(workspace: Workspace, stored: StoredGate) -> None:
     st.header(f"{_name(found, new=True)} against {_name(found)}", anchor=False)
     say = {"regressed": st.error, "fine": st.success, "could not tell": st.warning}
     icons = {"regressed": "trending_down", "fine": "check_circle", "could not tell": "help"}
-    say[found.verdict](f"**{_VERDICTS[found.verdict]}**", icon=f":material/{icons[found.verdict]}:")
+    if found.same_model and found.verdict == "fine":
+        st.warning(f"**{_SAME}**", icon=":material/content_copy:")
+    else:
+        icon = f":material/{icons[found.verdict]}:"
+        say[found.verdict](f"**{_VERDICTS[found.verdict]}**", icon=icon)
     worst = [row for row in found.slices if row.verdict == "regressed"]
     for row in worst:
         components.text_block(tables.verdict_sentence(row))
