@@ -30,7 +30,7 @@ def test_from_a_score_to_its_prompts_and_to_answers_of_every_model(
         has=page.get_by_role("heading", name="without habits", exact=True)
     )
     expect(changed.locator("ins").first).to_have_text("TT")
-    expect(changed.locator("del").first).to_have_text("seT mat")
+    expect(changed.locator("del")).to_have_count(0)
     expect(changed).to_contain_text("another answer")
     assert violations(page) == []
     screenshot(page, "answers")

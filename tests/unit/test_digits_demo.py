@@ -101,7 +101,7 @@ def test_the_training_examples_that_hurt_most_are_the_mislabelled_ones(
         own = found.examples[
             (found.examples["stage"] == "mislabelled") & (found.examples["part"] == "example")
         ]
-        rows = training_examples(demo, demo.stage("mislabelled"), own)
+        rows = training_examples(demo, demo.stage("mislabelled"), own, None)
         worst = [(np.asarray(Image.open(io.BytesIO(r["content"]))), r["label"]) for r in rows[-20:]]
         precisions.append(np.mean([wrong.get(p.tobytes()) == label for p, label in worst]))
     of_group, of_one = precisions[0], float(np.mean(precisions[1:]))

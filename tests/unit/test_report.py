@@ -117,8 +117,8 @@ def test_the_default_report_says_what_the_demo_hides(whole: Report, short_plotly
             "Shares",
             "Stages",
             "Paths",
-            "Group gaps",
             "Trust",
+            "Group gaps",
         ),
     ]
     said = main.text.replace("\n", "")

@@ -154,7 +154,8 @@ def test_unrolled_refuses_what_has_fused_attention_only_before_any_work(
 
 def test_the_run_folder_keeps_the_tokenizer_and_gives_it_back(run: stagelens.Run) -> None:
     listed = json.loads((run.path / "run.json").read_text())["task"]["files"]
-    assert sorted(listed) == ["tokenizer.json", "tokenizer_config.json"]
+    settings = ["generation_config.json"] if run.task.name == "causal-lm" else []
+    assert sorted(listed) == [*settings, "tokenizer.json", "tokenizer_config.json"]
     assert {entry["path"] for entry in listed.values()} == {f"task/{name}" for name in listed}
     assert sorted(p.name for p in (run.path / "task").iterdir()) == sorted(listed)
     assert run.task.assets == TASKS[run.task.name]()[0].assets
