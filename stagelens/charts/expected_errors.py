@@ -40,7 +40,8 @@ def expected_error_curve(found: Horizons, palette: Palette = LIGHT) -> Chart:
     ]
     above = [found.bound(place) for place in range(len(rows))]
     names = [later_text(int(one)) for one in known["horizon"]] + ["the final model"]
-    good = [found.judged(place) <= HOLDS_BELOW for place in range(len(rows))]
+    # Where nothing is promised, an expected error alone is no ground to call first order good.
+    good = [most is not None and most <= HOLDS_BELOW for most in above]
     tops = [error if most is None else most for error, most in zip(errors, above, strict=True)]
     heights = np.minimum(100 * np.array(tops), _MOST) - np.minimum(100 * errors, _MOST)
     figure = go.Figure(

@@ -159,6 +159,7 @@ def test_without_a_bound_the_expected_error_alone_is_told(run: Run, twice: None)
     own = _told(found, 0.001, 0.02, 0.3)
     unlike = replace(own, facts=found.facts.model_copy(update={"unlike": "the task is chess"}))
     assert unlike.holds and "not calibrated for that: the task is chess)" in sentence(unlike)
+    assert "Whether first order holds here is not known" in sentence(unlike)
     assert promised(unlike) == ""
     long = replace(own, facts=own.facts.model_copy(update={"later": 10**6}))
     assert "no run was measured beyond" in sentence(long) and long.bound(1) == pytest.approx(0.04)

@@ -31,6 +31,7 @@ from stagelens.analyses.without_data.chosen import (
     save_slice,
 )
 from stagelens.analyses.without_data.computing import without_data
+from stagelens.analyses.without_data.controls import control
 from stagelens.analyses.without_data.first_order import first_order, first_order_of_groups
 from stagelens.analyses.without_data.sentences import (
     answers,
@@ -311,9 +312,12 @@ def test_replays_are_told_and_reported_like_stages_with_their_intervals(
     every = rows.table["example_id"].tolist()
     for ids in (every, every[:2], every[1:3]):
         without_data(run, "test", by_ids(rows, ids))
+    # What others are held against is no finding of its own.
+    without_data(run, "test", control(rows, by_ids(rows, every[:2])))
     found = without_some(run, examples)
     assert found is not None
     names = [*found.trust]
+    assert len(names) == 3
     # Two choices of as many are told apart by their first.
     assert names[0] == f"2 examples of second, {every[1]} the first"
     assert names[1] == f"2 examples of second, {every[0]} the first"

@@ -193,8 +193,10 @@ def sentence(found: Horizons) -> str:
         f"{_without(found.facts)}, first order neglects a second-order term of "
         f"{_of(whole)} the effect on the final model{_at_most(found, len(found.table) - 1)}"
     )
-    if found.holds:
+    if found.holds and found.bound(len(found.table) - 1) is not None:
         return f"{said}."
+    if found.holds:
+        return f"{said}. Whether first order holds here is not known: replay says it of a group."
     if furthest is None:
         return f"{said}: first order says nothing here, not even of the next step; use replay."
     row = found.table.iloc[furthest]

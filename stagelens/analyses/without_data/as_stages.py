@@ -16,7 +16,7 @@ from stagelens.runs.sets.clusters import clusters
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.wording.sentences import Sentence, mean_sentence
 
-from .chosen import DIVISORS
+from .chosen import AT_RANDOM, DIVISORS
 from .sentences import named
 from .stored import WithoutData, read_without_data, stored_without_data
 
@@ -72,11 +72,14 @@ class WithoutSome:
 def without_some(run: Run, examples: EvaluationSet) -> WithoutSome | None:
     """What is stored of a set; None where nothing is, or the models are all refused.
 
+    Examples that were drawn at random to hold others against are no finding, and are left out.
+
     Args:
         run: The run.
         examples: The evaluation set.
     """
-    files = list(stored_without_data(run, examples))
+    stored = stored_without_data(run, examples)
+    files = [file for file, facts in stored.items() if not facts.words.startswith(AT_RANDOM)]
     read = (read_without_data(run, examples, path) for path in files[:MOST])
     found = [one for one in read if one is not None and one.facts.trust.trust != "refused"]
     if not found:

@@ -43,6 +43,9 @@ _LONGEST = 120
 """Characters that words of a choice may have."""
 _ASKED = ("example_id", "label", "content", "step", "position", "uses")
 
+AT_RANDOM = "drawn at random among"
+"""How the words of examples begin that others are held against."""
+
 
 @dataclass(frozen=True)
 class Chosen:

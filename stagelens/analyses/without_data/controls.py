@@ -20,7 +20,7 @@ from stagelens.runs.training_rows import TrainingRows
 from stagelens.wording.numbers import count_text
 from stagelens.wording.signs import gain_range_text, gain_text
 
-from .chosen import Chosen
+from .chosen import AT_RANDOM, Chosen
 from .sentences import mean_effect
 from .stored import WithoutData
 
@@ -62,7 +62,7 @@ def control(rows: TrainingRows, chosen: Chosen, number: int = 0) -> Chosen:
     drawn = np.random.default_rng(seed).choice(len(pool), len(wanted), replace=False)
     ids = tuple(pool[place] for place in sorted(drawn))
     among = "the others" if enough else "all"
-    return Chosen(chosen.stage, ids, f"drawn at random among {among} ({number + 1})")
+    return Chosen(chosen.stage, ids, f"{AT_RANDOM} {among} ({number + 1})")
 
 
 def against(

@@ -1,5 +1,3 @@
-// One page of the table as cards, for windows too narrow for its columns.
-//
 // Words from data are set as text, never as markup.
 
 export default function ({ parentElement, data, setTriggerValue }) {
@@ -46,7 +44,7 @@ function cardOf(card, open) {
     const row = made("span", each.tint < 0 ? "effect blame" : "effect");
     row.style.setProperty("--tint", String(Math.abs(each.tint)));
     row.append(made("span", "", each.stage), made("span", "amount", each.amount));
-    row.append(made("span", "quiet", each.without));
+    row.append(made("span", "quiet", each.without ?? ""));
     if (each.ends) row.append(made("span", "quiet ends", `with its error ${each.ends}`));
     effects.append(row);
   }

@@ -104,10 +104,11 @@ def _effect(
     # A direction is told only where the words tell one.
     signed = amount[:1] in ("▲", "▼")
     share = 100 * tint(gains[stage][at]) if signed else 0.0
-    return {
+    shown = {
         "stage": stage,
         "amount": amount,
         "tint": round(-share if amount[:1] == "▼" else share, 1),
         "without": f"without it {answer}" if answer else "",
         "ends": ends[stage][at] if stage in ends else "",
     }
+    return {name: value for name, value in shown.items() if value != ""}  # hundreds of them
