@@ -15,6 +15,7 @@ from stagelens.analyses.spurious.ranking import first, strongest
 from stagelens.analyses.spurious.sentences import feature_sentence
 from stagelens.analyses.without_data.as_stages import without_some
 from stagelens.analyses.without_data.chosen import DRAWN
+from stagelens.analyses.without_data.sentences import CHOSEN_ON
 from stagelens.charts.groups import group_gaps as draw_gaps
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.effects import summary
@@ -190,7 +191,7 @@ def default_sections(run: Run, set_name: str) -> list[Section]:
             "an effect does not mean that it is spurious: look at the examples.",
             _features,
         ),
-        ("Without some training data", DRAWN, _without_data),
+        ("Without some training data", f"{DRAWN} {CHOSEN_ON}", _without_data),
     )
     return [Section(title, about, make(basis)) for title, about, make in parts]
 

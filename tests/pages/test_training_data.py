@@ -208,15 +208,25 @@ def test_groups_come_with_intervals_and_any_of_them_can_be_replayed(
     (asked,) = started
     assert asked[0] == "without-data" and asked[-2:] == ("--each", "label")
     ids = pd.read_csv(asked[-3], dtype=str)
-    assert ids["label"].nunique() == 3 and ids["label"].iloc[0] == worst["label"]
+    hurt = groups["label"][effects.str.startswith("▼")].tolist()
+    assert list(ids["label"].unique()) == hurt[:3] and hurt[0] == worst["label"]
     assert len(ids) == groups.set_index("label").loc[ids["label"].unique(), "examples"].sum()
     # Once some are replayed, they and not a benchmark are the measure of first order.
     assert OF_GROUPS in words(app)
     replays = dict(zip(names[:2], (0.5, -0.5), strict=True))
     monkeypatch.setattr(training_groups, "_by_replay", lambda *asked: replays.get(asked[3]))
     app = check(app.run())
-    told = app.dataframe[1].value["by replay (nats)"]
+    table = app.dataframe[1].value
+    told = table["by replay (nats)"]
     assert told.tolist() == ["▲ 0.50", "▼ 0.50", *[""] * (len(names) - 2)]
+    # Replays lead: their order comes first, whatever first order says of these groups.
+    replays = {names[4]: -0.2, names[6]: -7.0}
+    table = check(app.run()).dataframe[1].value
+    assert table["label"].tolist()[:2] == [names[6], names[4]]
+    assert table["label"].tolist()[2:] == [one for one in names if one not in replays]
+    assert table.columns[1] == "by replay (nats)" and "A replay leads" in words(app)
+    fresh = _page(open_page, path, "&t-by=label")
+    assert next(b for b in fresh.selectbox if b.label == "Group to leave out").value == names[6]
     assert "for the 2 groups that were replayed; expect as much for the other" in words(app)
     assert OF_GROUPS not in words(app)
 
@@ -293,7 +303,7 @@ def test_a_replay_without_examples_is_started_and_what_it_gave_is_said(
     others = control(training_rows(run, run.stage("mislabelled")), found.chosen)
     without_data(run, "mixed-up", others)
     beside = words(_page(open_page, path))
-    assert "20 drawn at random: " in beside and " by replay, less than these." in beside
+    assert "20 drawn at random: " in beside and " by replay, less harm than these." in beside
     # It is told beside the stages too, of the same examples as these.
     over = words(check(open_page(path.parent, "run=digits&set=mixed-up&measure=margin", "app.py")))
     assert "Without 20 examples of mislabelled that hurt example clean-044 most, the mean " in over

@@ -62,14 +62,19 @@ def test_whether_they_did_more_than_random_ones_is_said_with_its_chance(
     own = _effects(run, chosen, 0.5)
     small, large, away = (_effects(run, control(rows, chosen, 0), at) for at in (0.1, 0.6, -0.9))
     said = against(own, [small], margin)
-    assert said.startswith("3 drawn at random: +0.1") and "less than these" in said
+    assert said.startswith("3 drawn at random: +0.1") and "less help than these" in said
     assert "One draw does not tell that from chance: for 1 in 20 it takes 39 draws." in said
     # What points the other way did not do more of the same.
     assert "2 times: −0.9" in (told := against(own, [small, away], margin))
-    assert "each less than these. By chance alone that would be so in up to 2 of 3 cases" in told
+    assert (
+        "each less help than these. By chance alone that would be so in up to 2 of 3 cases" in told
+    )
     assert "in up to 2 of 5 cases." in against(own, [small, away] * 2, margin)
     assert "no more than random ones" in against(own, [small, large], margin)
     assert against(own, [], margin) == ""
+    # What hurt less is more as a number, and is not said to be less.
+    hurt = against(_effects(run, chosen, -0.5), [small], margin)
+    assert "less harm than these" in hurt and "less than" not in hurt
 
 
 def test_chance_does_more_as_often_as_is_said_at_most(

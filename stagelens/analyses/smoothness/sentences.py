@@ -23,11 +23,7 @@ def verdict(check: Smoothness, behaviour: Behaviour) -> str:
             f"{NOTHING_HERE}: with {part} counting less, no {phrase(behaviour)} of the set changed"
             f"{horizon}, so there is nothing to go by."
         )
-    reach = check.reach(behaviour.name)
-    number = (
-        f"smoothness {value:.2f} and reach {reach:.2f}, where 1 is the most and {LEAST:g} and "
-        f"{REACHES:g} are the least for first order"
-    )
+    number = _number(check, behaviour)
     how = (
         f"as {part} count 1 % and then 2 % less, the {phrase(behaviour)} of the evaluation examples"
     )
@@ -45,6 +41,29 @@ def verdict(check: Smoothness, behaviour: Behaviour) -> str:
     return (
         f"{NOTHING_HERE} ({number}): {how}{horizon} does not go on as it began, so no derivative "
         "can say what leaving examples out does. Go by replays without them."
+    )
+
+
+def outweighed(check: Smoothness, behaviour: Behaviour, about: str) -> str:
+    """What a passed check says below a graver warning: that this one counts.
+
+    Args:
+        check: It passed for the behaviour.
+        behaviour: Whose.
+        about: Whom the warning is about: an example, or several.
+    """
+    return (
+        f"The warning above counts. The smoothness check passes ({_number(check, behaviour)}), but "
+        f"it took all evaluation examples, and random training examples: it says nothing of the "
+        f"size, or of {about} alone."
+    )
+
+
+def _number(check: Smoothness, behaviour: Behaviour) -> str:
+    value, reach = check.of(behaviour.name), check.reach(behaviour.name)
+    return (
+        f"smoothness {value:.2f} and reach {reach:.2f}, where 1 is the most and {LEAST:g} and "
+        f"{REACHES:g} are the least for first order"
     )
 
 

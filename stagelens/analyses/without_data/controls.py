@@ -18,7 +18,7 @@ from stagelens.contracts import Behaviour, StageLensError
 from stagelens.runs.schema import digest
 from stagelens.runs.training_rows import TrainingRows
 from stagelens.wording.numbers import count_text
-from stagelens.wording.signs import gain_range_text, gain_text
+from stagelens.wording.signs import gain, gain_range_text, gain_text
 
 from .chosen import AT_RANDOM, Chosen
 from .sentences import mean_effect
@@ -86,12 +86,14 @@ def against(
     drawn = f"{len(controls[0].facts.ids):,} drawn at random"
     more = bool((np.sign(own) * others < abs(own)).all())
     if len(others) == 1:
-        said, less = f"{drawn}: {gain_text(float(others[0]), behaviour)} by replay", "less"
+        said, each = f"{drawn}: {gain_text(float(others[0]), behaviour)} by replay", ""
     else:
         ends = gain_range_text(float(others.min()), float(others.max()), behaviour)
-        said, less = f"{drawn}, {len(others)} times: {ends} by replay", "each less"
+        said, each = f"{drawn}, {len(others)} times: {ends} by replay", "each "
     if not more:
         return f"{said}, so these did no more than random ones."
+    # As a number, what did less harm is more.
+    less = f"{each}less {'harm' if gain(own, behaviour) < 0 else 'help'}"
     if len(others) == 1:
         return f"{said}, {less} than these. One draw does not tell that from chance{_MORE}."
     chance = f"By chance alone that would be so in up to 2 of {len(others) + 1} cases"

@@ -381,6 +381,6 @@ def show_tiles(named: Sequence[tuple[str, str, str]]) -> None:
         for name, number, note in named
     )
     st.html(
-        "<div style='display:grid;grid-template-columns:repeat(auto-fit,minmax(11em,1fr));"
+        "<div style='display:grid;grid-template-columns:repeat(auto-fit,minmax(min(8em,100%),1fr));"
         f"gap:.5em 1.5em;overflow-wrap:anywhere'>{cells}</div>"
     )

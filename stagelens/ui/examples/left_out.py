@@ -12,13 +12,22 @@ from streamlit.delta_generator import DeltaGenerator
 
 from stagelens.analyses.contributions.contribution_table import Stored
 from stagelens.analyses.contributions.horizon_table import sentence as how_far
-from stagelens.analyses.without_data.chosen import DIVISORS, DRAWN, Chosen, Divisor, one_line
+from stagelens.analyses.without_data.chosen import (
+    AT_RANDOM,
+    DIVISORS,
+    DRAWN,
+    Chosen,
+    Divisor,
+    one_line,
+)
 from stagelens.analyses.without_data.controls import against, control
 from stagelens.analyses.without_data.first_order import first_order
 from stagelens.analyses.without_data.sentences import (
     DECIDES,
+    NO_PART,
     OF_CHOSEN,
     answers,
+    held_against,
     how,
     mean_effect,
     missed,
@@ -28,6 +37,7 @@ from stagelens.analyses.without_data.sentences import (
 from stagelens.analyses.without_data.stored import (
     WithoutData,
     read_without_data,
+    stored_without_data,
     without_data_path,
 )
 from stagelens.contracts import StageLensError
@@ -65,6 +75,7 @@ class LeftOut:
         divisor: What is left of a batch's loss.
         estimate: What leaving them out takes away to first order; None where that is not known of
             all of them.
+        found: What training examples contributed; None where that is not known.
     """
 
     words: str
@@ -72,6 +83,7 @@ class LeftOut:
     where: str | None = None
     divisor: Divisor = "rest"
     estimate: float | None = None
+    found: Stored | None = None
 
 
 def of_the_list(
@@ -138,7 +150,7 @@ def left_out(
         value, known = first_order(found, chosen, divisor)
         # Of some of them alone it would say something else.
         estimate = value if known == len(chosen.ids) and np.isfinite(value) else None
-    return LeftOut(words, chosen, where, divisor, estimate)
+    return LeftOut(words, chosen, where, divisor, estimate, found)
 
 
 def told(found: Stored) -> bool:
@@ -178,7 +190,7 @@ def button_or_result(
         _told(workspace, asked, found, what, (file, arguments), key)
         return
     if what.estimate is not None and what.chosen is not None:
-        _first_order_alone(workspace, asked, what.chosen, what.estimate, what.divisor)
+        _first_order_alone(workspace, asked, what, what.chosen, what.estimate)
     if why := no_replay(workspace, asked.stage):
         st.info(components.plain(why), icon=":material/info:")
         return
@@ -355,14 +367,32 @@ def _offer_control(
 
 
 def _first_order_alone(
-    workspace: Workspace, asked: Asked, chosen: Chosen, estimate: float, divisor: Divisor
+    workspace: Workspace, asked: Asked, what: LeftOut, chosen: Chosen, estimate: float
 ) -> None:
-    # What is known of this very stage and behaviour says more than any benchmark.
+    # Replays of this very stage and behaviour say more than estimates, and these than benchmarks.
     horizons = stored_horizons(workspace, asked)
-    caution = OF_CHOSEN if horizons is None else how_far(horizons)
+    caution = held_against(_replayed(workspace, asked, what), asked.stage, asked.behaviour)
+    if not caution:
+        caution = OF_CHOSEN if horizons is None else how_far(horizons)
     components.text_block(
         f"To first order these {title(chosen)} made for {gain_text(estimate, asked.behaviour)} of "
-        f"the {phrase(asked.behaviour)} ({MARKS[FIRST_ORDER]} {FIRST_ORDER}; {DIVISORS[divisor]}). "
-        f"{caution} {DECIDES}",
+        f"the {phrase(asked.behaviour)} ({MARKS[FIRST_ORDER]} {FIRST_ORDER}; "
+        f"{DIVISORS[what.divisor]}). {NO_PART} {caution} {DECIDES}",
         muted=True,
     )
+
+
+def _replayed(workspace: Workspace, asked: Asked, what: LeftOut) -> list[tuple[float, float]]:
+    """To first order and by replay: all that was chosen of the stage and replayed before."""
+    pairs = []
+    for path, facts in stored_without_data(workspace.run, workspace.examples).items():
+        same = facts.stage == asked.stage and facts.divisor == what.divisor
+        if not same or facts.words.startswith(AT_RANDOM) or facts.trust.trust == "refused":
+            continue
+        one = read(workspace, path)
+        if one is None or what.found is None or asked.behaviour.name not in one.behaviours:
+            continue
+        estimate, told_of = first_order(what.found, one.chosen, what.divisor)
+        if told_of == len(one.facts.ids):
+            pairs.append((estimate, mean_effect(one, asked.behaviour, frozenset(asked.ids))))
+    return pairs

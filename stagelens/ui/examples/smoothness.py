@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from stagelens.analyses.smoothness.sentences import cost, verdict
+from stagelens.analyses.smoothness.sentences import cost, outweighed, verdict
 from stagelens.analyses.smoothness.smoothness import Smoothness, load_smoothness, smoothness_path
 from stagelens.estimators.durations import STARTING, paces
 from stagelens.ui.opening.workspace import Workspace
@@ -15,7 +15,7 @@ from . import expected_errors
 from .contributions import Asked
 
 
-def first_order_says_something(workspace: Workspace, asked: Asked, key: str) -> bool:
+def first_order_says_something(workspace: Workspace, asked: Asked, key: str, warned: bool) -> bool:
     """Show what is known of it, or the button that checks; False where rankings would mislead.
 
     Two checks stand here, and the worse one is told first: how far first order is expected to
@@ -25,6 +25,7 @@ def first_order_says_something(workspace: Workspace, asked: Asked, key: str) -> 
         workspace: The run.
         asked: Whose behaviour, and which stage.
         key: Tells the controls of one tab from those of another.
+        warned: Whether a graver warning stands above.
     """
     path = smoothness_path(workspace.run, asked.stage, workspace.examples)
     found = None
@@ -37,7 +38,12 @@ def first_order_says_something(workspace: Workspace, asked: Asked, key: str) -> 
     if found is None:
         _offer(workspace, asked, key)
     elif not rough:
-        components.text_block(verdict(found, asked.behaviour), muted=True)
+        horizons = expected_errors.stored_horizons(workspace, asked)
+        graver = warned or (horizons is not None and not horizons.holds)
+        said = verdict(found, asked.behaviour)
+        if graver:  # read as a pass otherwise
+            said = outweighed(found, asked.behaviour, asked.about)
+        components.text_block(said, muted=True)
     return holds and not rough
 
 
@@ -61,6 +67,9 @@ def _offer(workspace: Workspace, asked: Asked, key: str) -> None:
     if all(pace.seconds is not None for pace in later):
         seconds = STARTING + 3 * sum(pace.seconds or 0.0 for pace in later)
     took = job_progress.predicted(known, seconds)
+    components.text_block(
+        f"Whether rankings to first order say anything of {asked.stage}. {cost()}{took}", muted=True
+    )
     st.button(
         "Check first order",
         disabled=settings.read_only(),
@@ -70,5 +79,5 @@ def _offer(workspace: Workspace, asked: Asked, key: str) -> None:
         args=(arguments, "The smoothness check"),
         help=settings.READ_ONLY
         if settings.read_only()
-        else f"Whether rankings to first order say anything of {asked.stage}. {cost()}{took}",
+        else "Runs in the background: python -m stagelens smoothness.",
     )

@@ -193,14 +193,15 @@ def _with_contributions(
             muted=True,
         )
         return loaded.frame, None
-    if said := left_open(asked.stage, asked.effect, found.linearised(asked.stage)):
-        st.warning(components.plain(said), icon=":material/warning:")
+    warned = left_open(asked.stage, asked.effect, found.linearised(asked.stage))
+    if warned:
+        st.warning(components.plain(warned), icon=":material/warning:")
     if contributions.says_nothing(found, asked):
         return loaded.frame, None
     if found.facts.on_samples:
         components.text_block(samples_sentence(found.facts.on_samples), muted=True)
     contributions.leaving_out(workspace, asked, found)
-    if not first_order_says_something(workspace, asked, "stage"):
+    if not first_order_says_something(workspace, asked, "stage", bool(warned)):
         return loaded.frame, None
     shown = loaded.data.facts.kind is not None
     return with_contributions(workspace.run, loaded.frame, found, asked.stage, shown), found

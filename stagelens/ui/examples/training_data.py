@@ -9,7 +9,7 @@ from math import isfinite
 import pandas as pd
 import streamlit as st
 
-from stagelens.analyses.contributions.contribution_table import SHOWN, Stored
+from stagelens.analyses.contributions.contribution_table import SHOWN, Stored, left_open
 from stagelens.analyses.contributions.parts_of_the_set import Parts
 from stagelens.charts.style import BLAME, CREDIT, MUTED, short
 from stagelens.contracts import CARRIED, Behaviour
@@ -59,7 +59,8 @@ def training_data_tab(
     contributions.curvature_control()
     contributions.leaving_out(workspace, asked, found)
     rows = found.part("example", asked.stage)
-    ranked = first_order_says_something(workspace, asked, "which")
+    warned = left_open(asked.stage, asked.effect, found.linearised(asked.stage))
+    ranked = first_order_says_something(workspace, asked, "which", bool(warned))
     if expected_errors.stored_horizons(workspace, asked) is None:
         expected_errors.offer(workspace, asked, "expected-errors-which")
     if not ranked or contributions.says_nothing(found, asked):

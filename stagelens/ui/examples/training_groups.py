@@ -22,7 +22,12 @@ from stagelens.analyses.contributions.parts_of_the_set import (
 from stagelens.analyses.training_data.groups import CONTRIBUTION, group_table
 from stagelens.analyses.without_data.chosen import Chosen
 from stagelens.analyses.without_data.first_order import first_order_of_groups
-from stagelens.analyses.without_data.sentences import OF_GROUPS, beyond_first_order, mean_effect
+from stagelens.analyses.without_data.sentences import (
+    OF_GROUPS,
+    beyond_first_order,
+    mean_effect,
+    sentence,
+)
 from stagelens.contracts import Behaviour
 from stagelens.derivatives.curvature_kinds import USUAL, Curvature
 from stagelens.estimators.durations import paces
@@ -44,14 +49,17 @@ _OTHERS = "other examples of a group"
 _EFFECT, _ADDED = "effect", "added"
 _MEANT = (
     "Effect: what the final model has over one without the group (losses: mean over the rest), "
-    "by which the table is ordered. Added: the sum of contributions, with the optimiser's "
-    "denominators held: what steps added, not what would be without them."
+    "by which the table is ordered{replayed}. Added: the sum of contributions, with the "
+    "optimiser's denominators held: what steps added, not what would be without them."
 )
 
 _SHOWN = 12
 """Groups of a table: the largest amounts."""
 _SEVERAL = 3
 """Groups that one button replays."""
+_TOLD = 6
+"""Groups whose replays are told in a sentence each beside the chosen one; all are in the table."""
+_LEADS = "A replay leads where there is one: by it are the first column and its order. "
 
 
 def groups_of_a_stage(
@@ -101,16 +109,24 @@ def groups_of_a_stage(
     known = bool(table["without"].notna().all())
     ranked = table["without" if known else CONTRIBUTION]
     table = table.assign(gain=gain(ranked, asked.behaviour))
-    shown = table.head(_SHOWN)
+    side = _on_the_side(table, bool(gain(asked.effect, asked.behaviour) < 0))
+    members = {
+        str(name): tuple(own) for name, own in frame["example_id"].groupby(groups[by], sort=False)
+    }
+    effects = [_by_replay(workspace, asked, by, name, members) for name in table["group"]]
+    table = _replays_first(table.assign(replayed=pd.Series(effects, dtype=object)), asked.behaviour)
+    shown, effects = table.head(_SHOWN), table["replayed"].tolist()
     unit = axis_unit(asked.behaviour)
     of = f" ({unit})" if unit else ""
     ends = {_ADDED: ("low", "high"), _EFFECT: ("without_low", "without_high")}
     columns = {_EFFECT: "without", _ADDED: CONTRIBUTION} if known else {_ADDED: CONTRIBUTION}
-    members = {
-        str(name): tuple(own) for name, own in frame["example_id"].groupby(groups[by], sort=False)
-    }
     out: dict[str, object] = {by: shown["group"]}
     tints: dict[str, list[float]] = {}
+    if any(one is not None for one in effects):
+        head, gains = f"by replay{of}", [_gain(one, asked.behaviour) for one in shown["replayed"]]
+        out[head] = [_told(one, asked.behaviour) for one in shown["replayed"]]
+        largest = max(map(abs, gains)) or 1.0
+        tints[head] = [one / largest for one in gains]
     for name, column in columns.items():
         gains = gain(shown[column], asked.behaviour)
         low, high = (shown[end] for end in ends[name])
@@ -124,18 +140,16 @@ def groups_of_a_stage(
         ]
         # Neither helped nor hurt where zero is in the interval, or nothing says how far it is.
         tints[head] = (gains / largest).where(low * high > 0).tolist()
-    effects = [_by_replay(workspace, asked, by, name, members) for name in shown["group"]]
-    if any(one is not None for one in effects):
-        out[f"by replay{of}"] = [_told(one, asked.behaviour) for one in effects]
     cells = pd.DataFrame({**out, "examples": shown["examples"], "uses": shown["uses"]})
     key = f"training-groups-{digest(by, shown['group'].tolist())[:12]}"
     picked = _picked(key, shown["group"].tolist())
+    leading = "those that were replayed first, each time " if f"by replay{of}" in out else ""
     components.table(
         cells,
         key,
         f"What leaving groups of training examples of {asked.stage} out takes from the "
         f"{phrase(asked.behaviour)} of {asked.about}, and what they added, to first order, by "
-        f"{by}, the largest amount first.",
+        f"{by}, {leading}the largest amount first.",
         About(
             behaviour=asked.behaviour.name,
             estimator=FIRST_ORDER,
@@ -147,19 +161,20 @@ def groups_of_a_stage(
         selection_mode="single-row",
     )
     more = len(table) - len(shown)
-    meant = f"{_MEANT} " if known else ""
+    after = " after those that were replayed" if leading else ""
+    meant = f"{_MEANT.format(replayed=after)} " if known else ""
     others = _OTHERS
     if parts is not None:
         others = f"{_OTHERS}, and for what they added also other evaluation examples,"
     components.text_block(
-        f"▲ helped, ▼ hurt, to first order. {meant}Intervals say how far sums might be off had "
-        f"{others} been drawn, as many of them; what holds zero is not coloured. What first order "
-        "leaves out grows with a group, and only a replay knows it."
-        + (f" {more:,} more groups are smaller." if more > 0 else ""),
+        f"▲ helped, ▼ hurt. {_LEADS if leading else 'All is to first order. '}{meant}"
+        f"Intervals say how far sums might be off had {others} been drawn, as many of them; "
+        "what holds zero is not coloured. What first order leaves out grows with a group, and only "
+        "a replay knows it." + (f" {more:,} more groups are smaller." if more > 0 else ""),
         muted=True,
     )
     if known:
-        pairs = zip(shown["without"], effects, strict=True)
+        pairs = zip(table["without"], effects, strict=True)
         both = [(told, one) for told, one in pairs if one is not None and isfinite(one)]
         if others_left := len(table) - len(both):
             off = beyond_first_order(both, others_left, asked.behaviour)
@@ -167,6 +182,7 @@ def groups_of_a_stage(
     if parts is None:
         _offer_both(workspace, asked, by, curvature)
     _replays(workspace, asked, by, table, members, listed, found, picked)
+    _several(workspace, asked, by, side, members)
 
 
 def _replays(
@@ -179,12 +195,17 @@ def _replays(
     found: Stored,
     picked: str | None,
 ) -> None:
-    """One group, whichever is chosen, and the first three, by replay."""
+    """One group, whichever is chosen, by replay, and what all others gave."""
     names = [str(name) for name in table["group"]]
     first = _first(table, bool(gain(asked.effect, asked.behaviour) < 0))
-    key = f"without-group-of-{digest(by, names)[:12]}"
-    if picked is not None or st.session_state.get(key) not in names:
+    # The same whatever is replayed, so that what somebody chose stays.
+    key = f"without-group-of-{digest(by, sorted(names))[:12]}"
+    own_choice, replayed = st.session_state.get(key), set(table["group"][table["replayed"].notna()])
+    # Nobody chose it: a replay leads over what first order put there.
+    unmoved = own_choice == st.session_state.get(f"{key}-first") and first in replayed
+    if picked is not None or own_choice not in names or unmoved:
         st.session_state[key] = picked or first
+        st.session_state[f"{key}-first"] = first
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         group = st.selectbox(
             "Group to leave out",
@@ -201,7 +222,25 @@ def _replays(
         words = f"{count_text(len(own), 'training example')} with {by} {group}"
         what = left_out.left_out(found, _group(asked, by, group, members), words)
         left_out.button_or_result(workspace, asked, what, "without-group", place)
-    _several(workspace, asked, by, [first, *(name for name in names if name != first)], members)
+    others = [name for name in names if name in replayed and name != group]
+    _told_of_others(workspace, asked, by, others[:_TOLD], members)
+
+
+def _told_of_others(
+    workspace: Workspace,
+    asked: Asked,
+    by: str,
+    names: Sequence[str],
+    members: Mapping[str, tuple[str, ...]],
+) -> None:
+    """What the replays without other groups gave, a sentence each."""
+    every = [_group(asked, by, name, members) for name in names]
+    found = [left_out.stored(workspace, one, "rest") for one in every]
+    ids = frozenset(asked.ids)
+    said = [sentence(one, asked.behaviour, ids) for one in found if one is not None]
+    if said:
+        with st.container(border=True):
+            components.sentences(said)
 
 
 def _several(
@@ -211,8 +250,11 @@ def _several(
     names: Sequence[str],
     members: Mapping[str, tuple[str, ...]],
 ) -> None:
-    """The first groups of the table by one job, each by itself."""
-    chosen = names[:_SEVERAL]
+    """The groups that did most of what the stage did by one job, each by itself.
+
+    To first order, whatever was replayed, so that it stays one job while it runs.
+    """
+    chosen, did = names[:_SEVERAL], "hurt" if gain(asked.effect, asked.behaviour) < 0 else "helped"
     left = [name for name in chosen if _by_replay(workspace, asked, by, name, members) is None]
     if len(left) < 2 or settings.read_only() or left_out.no_replay(workspace, asked.stage):
         return
@@ -230,14 +272,15 @@ def _several(
         return
     took = left_out.took(workspace, asked.stage, len(left))
     st.button(
-        components.plain(f"Replay without each of the first {len(chosen)} groups{took}"),
+        components.plain(f"Replay without each of the {len(chosen)} groups that {did} most{took}"),
         icon=":material/replay:",
         key="without-groups",
         type="tertiary",
         on_click=left_out.begin,
         args=(file, ids, arguments, f"Replays without {listed_words(chosen)}"),
-        help=f"{components.plain(listed_words(chosen))}, each by itself; those that were replayed "
-        "are not replayed again. What they give stands in the table then.",
+        help=f"To first order: {components.plain(listed_words(chosen))}. Each by "
+        "itself; those that were replayed are not replayed again. What they give stands in the "
+        "table then.",
     )
 
 
@@ -310,6 +353,32 @@ def _offer_both(workspace: Workspace, asked: Asked, by: str, curvature: Curvatur
         help=f"{PARTS} more backward sweeps, each for a part of the evaluation examples; they "
         "serve all groupings. Runs in the background: python -m stagelens training-data.",
     )
+
+
+def _gain(effect: float | None, behaviour: Behaviour) -> float:
+    """An effect on the credit scale for its colour: 0 where there is none."""
+    return 0.0 if effect is None or not isfinite(effect) else float(gain(effect, behaviour))
+
+
+def _replays_first(table: pd.DataFrame, behaviour: Behaviour) -> pd.DataFrame:
+    """Groups that were replayed before the others, the largest amount by replay first.
+
+    Args:
+        table: In the order of first order, with a column ``replayed``: None or NaN without one.
+        behaviour: Whose.
+
+    Returns:
+        The same rows; ``gain`` is by replay where one is known.
+    """
+    known = table["replayed"].astype(float)
+    order = known.abs().sort_values(ascending=False, kind="stable", na_position="last").index
+    own = gain(known, behaviour).fillna(table["gain"])
+    return table.assign(gain=own).loc[order].reset_index(drop=True)
+
+
+def _on_the_side(table: pd.DataFrame, blamed: bool) -> list[str]:
+    """The groups that did what the stage did, in the order of the table."""
+    return [str(name) for name in table["group"][(table["gain"] < 0) == blamed]]
 
 
 def _first(table: pd.DataFrame, blamed: bool) -> str:

@@ -217,7 +217,10 @@ def _figures(view: TrustView, trust: StageTrust, row: Mapping[str, Any] | None) 
         )
     )
     if trust.typical_error is not None:
-        meaning = "The median relative error of such estimates."
+        meaning = (
+            "The median: half of such estimates are off by less, half by more. What nine of ten "
+            "stay within is the line above."
+        )
         lines.append(("Typically", percent(trust.typical_error), "", meaning))
     floor = np.nan if row is None else row["noise_floor_r"]
     lines.append(
