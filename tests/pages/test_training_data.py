@@ -23,7 +23,7 @@ from stagelens.analyses.without_data.sentences import OF_GROUPS
 from stagelens.runs.run import open_run
 from stagelens.runs.schema import digest
 from stagelens.runs.training_rows import training_rows
-from stagelens.ui.examples import training_filters, training_groups
+from stagelens.ui.examples import training_browser, training_filters, training_groups
 from stagelens.ui.reading import browse
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, labels, table, words
@@ -96,6 +96,21 @@ def test_where_first_order_says_nothing_the_list_has_no_contributions(
         app = _page(open_page, known[0])
         assert "First order says nothing here (smoothness -1.00" in words(app)
         assert CONTRIBUTION not in table(app)
+    finally:
+        stored.unlink()
+
+
+def test_a_passed_check_below_a_graver_warning_says_that_this_one_counts(
+    open_page, known: tuple[Path, TrainingData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = store_check(open_run(known[0]), "mislabelled", "mixed-up", 1.0)
+    try:
+        monkeypatch.setattr(training_browser, "left_open", lambda *_: "")
+        assert "The smallest changes are smooth" in words(_page(open_page, known[0]))
+        monkeypatch.setattr(training_browser, "left_open", lambda *_: "It says nothing.")
+        said = words(_page(open_page, known[0]))
+        assert "It says nothing." in said and "The warning above counts." in said
+        assert "The smallest changes are smooth" not in said
     finally:
         stored.unlink()
 

@@ -36,6 +36,7 @@ from stagelens.analyses.without_data.first_order import first_order, first_order
 from stagelens.analyses.without_data.sentences import (
     answers,
     beyond_first_order,
+    held_against,
     how,
     mean_effect,
     missed,
@@ -339,3 +340,16 @@ def test_replays_are_told_and_reported_like_stages_with_their_intervals(
     report, _ = whole_report(run, "test")
     (section,) = [one for one in report.sections if one.title == "Without some training data"]
     assert section.findings and section.findings[0].seen.trust[0].stage == names[0]
+
+
+def test_replays_of_a_stage_say_how_far_first_order_was_off_there() -> None:
+    margin = Behaviour("margin", "higher")
+    pairs = [(-0.59, -7.37), (-0.69, 0.13), (float("nan"), 1.0)]
+    said = held_against(pairs, "shortcut", margin)
+    assert said == (
+        "For the 2 choices of examples of shortcut that were replayed, first order was off by "
+        "0.82 to 6.78, in 1 with the opposite sign."
+    )
+    one = held_against([(1.0, 2.0)], "shortcut", margin)
+    assert one.startswith("For the one choice of examples") and one.endswith("off by 1.00.")
+    assert held_against(pairs[2:], "shortcut", margin) == ""
