@@ -216,7 +216,7 @@ def _print_horizons(found: Horizons) -> None:
         printed.add_column(name, justify="right")
     for place, row in enumerate(found.table.to_dict("records")):
         later = "final model" if pd.isna(row["horizon"]) else f"{row['horizon']:,}"
-        means = [f"{row[name]:+.2g}" for name in ("first_order", "neglected")]
+        means = [signed(row[name], ".2g") for name in ("first_order", "neglected")]
         error = row["expected_error"]
         most = most_text(found, place) or "not known"
         printed.add_row(later, *means, error_text(error), "-" if pd.isna(error) else most)
@@ -227,6 +227,14 @@ def _print_horizons(found: Horizons) -> None:
         f"examples takes {facts.steps + facts.later:,}, and settles it for them. The neglected "
         "term is itself of second order only: where it is not small beside the effect, it is a "
         "sign of trouble, not an amount."
+    )
+    unit = facts.behaviour.unit
+    say(
+        f"To first order and neglected are means over the examples{unit and f', in {unit}'}: final "
+        "model minus the one without, so that what is neglected may cancel. Expected errors are "
+        "root mean squares over single examples, relative to what first order says of these, so "
+        "they are no quotient of the two. Every row is of the model so many steps later, so the "
+        "sign may change from row to row."
     )
 
 

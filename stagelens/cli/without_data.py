@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from stagelens.analyses.without_data.as_stages import as_stage
 from stagelens.analyses.without_data.chosen import (
     DIVISORS,
     DRAWN,
@@ -31,8 +32,10 @@ from stagelens.contracts import ACCURACY, Behaviour, Progress, ProgressCallback,
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.estimators.without_rows import ESTIMATORS
 from stagelens.runs.run import Run
+from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.training_rows import TrainingRows
 from stagelens.trust.trust_columns import with_trust
+from stagelens.wording.intervals import mean_interval
 from stagelens.wording.numbers import count_text, phrase, signed_text
 from stagelens.wording.trust_words import trust_explanation, trust_word
 
@@ -243,7 +246,7 @@ def without_data(
                 )
                 done += 1
     for first, *random in found:
-        _print(first, random)
+        _print(first, random, examples)
     if out is not None:
         write_table(out, with_trust(found[0][0].table, {stage: found[0][0].facts.trust}))
 
@@ -271,29 +274,41 @@ def _chosen(
     return by_ids(rows, (example or []) if ids is None else read_ids(ids), one_line(words))
 
 
-def _print(found: WithoutData, random: Sequence[WithoutData]) -> None:
+def _print(found: WithoutData, random: Sequence[WithoutData], examples: EvaluationSet) -> None:
     facts = found.facts
     count = found.table["example_id"].nunique()
     printed = Table(
         title=f"Mean effect of {named(found.chosen)} on {facts.set_name} ({count:,} examples)"
     )
     printed.add_column("behaviour")
-    for name in ("effect", "trust"):
-        printed.add_column(name, justify="right" if name == "effect" else "left")
+    for name in ("effect", "95 %", "trust"):
+        printed.add_column(name, justify="left" if name == "trust" else "right")
     behaviours: list[Behaviour] = list(found.behaviours.values())
-    # Numbers are neither right nor wrong: their column has another name.
-    if "label" in found.table and found.table["label"].notna().any():
-        behaviours.append(ACCURACY)
-    for behaviour in behaviours:
+    one = as_stage(found, examples)
+    said_of: list[str] = []
+    for behaviour in (*behaviours, *(kind for kind in one.behaviours.values() if kind == ACCURACY)):
         effect = mean_effect(found, behaviour)
-        number = "-" if effect != effect else signed_text(effect, behaviour)
+        number, ends = ("-" if effect != effect else signed_text(effect, behaviour)), "not known"
+        means = one.means(behaviour)
+        for row in means.to_dict("records"):
+            interval = mean_interval(row, facts.trust, behaviour)
+            if interval is not None:
+                low, high = (
+                    signed_text(end, behaviour, unit=False) for end in (interval.low, interval.high)
+                )
+                ends = f"{low} to {high}"
+        said_of += map(str, one.sentences(means, behaviour, examples.kind))
         printed.add_row(
             f"{behaviour.name} ({behaviour.better} is better)",
             number,
+            ends,
             trust_word(facts.trust, behaviour.name),
         )
     print_table(printed)
-    say(str(sentence(found, behaviours[0])))
+    if facts.trust.trust == "refused":
+        said_of = [str(sentence(found, behaviours[0]))]
+    for each in said_of:
+        say(each)
     if said := against(found, random, behaviours[0]):
         say(f"{phrase(behaviours[0])[:1].upper()}{phrase(behaviours[0])[1:]}: {said}")
     say(f"{how(facts)} {DRAWN}")

@@ -82,8 +82,20 @@ def without_some(run: Run, examples: EvaluationSet) -> WithoutSome | None:
     files = [file for file, facts in stored.items() if not facts.words.startswith(AT_RANDOM)]
     read = (read_without_data(run, examples, path) for path in files[:MOST])
     found = [one for one in read if one is not None and one.facts.trust.trust != "refused"]
-    if not found:
-        return None
+    return _as_stages(found, examples, len(files) - len(files[:MOST])) if found else None
+
+
+def as_stage(found: WithoutData, examples: EvaluationSet) -> WithoutSome:
+    """One replay without training examples in the form of a stage effect.
+
+    Args:
+        found: The replay; one that was refused has no numbers.
+        examples: The evaluation set that it is of.
+    """
+    return _as_stages([found], examples)
+
+
+def _as_stages(found: list[WithoutData], examples: EvaluationSet, left_out: int = 0) -> WithoutSome:
     names = _names(found)
     tables = [one.table.assign(stage=name) for name, one in zip(names, found, strict=True)]
     table = with_accuracy(pd.concat(tables, ignore_index=True))
@@ -98,7 +110,7 @@ def without_some(run: Run, examples: EvaluationSet) -> WithoutSome | None:
             for name, one in zip(names, found, strict=True)
         },
         behaviours,
-        len(files) - len(files[:MOST]),
+        left_out,
     )
 
 
