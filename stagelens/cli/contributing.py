@@ -15,13 +15,13 @@ from stagelens.analyses.contributions.horizon_table import (
     later_text,
     most_text,
 )
-from stagelens.contracts import StageLensError
+from stagelens.contracts import CARRIED, StageLensError
 from stagelens.derivatives.curvature_kinds import USUAL
 from stagelens.effects.results import stored_results
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
 from stagelens.trust.estimates import best_result
-from stagelens.wording.numbers import count_text
+from stagelens.wording.numbers import count_text, plain_signed
 
 from .given_data import DatasetOption
 from .options import (
@@ -128,6 +128,8 @@ def contributions(
                 asked = (opened, stage, examples.name, kind, check_smoothness, horizon)
                 verdicts[stage] = checked(*asked, report)
     print_contributions(found, top, effects, verdicts)
+    if any(len(found.part("carried", stage)) for stage in found.facts.steps):
+        say(f"Together includes {CARRIED}, which are no single example's.")
     if horizon is not None:
         say(
             f"Each contribution is to the model {later_text(horizon)} in its own stage, or where "
@@ -216,7 +218,7 @@ def _print_horizons(found: Horizons) -> None:
         printed.add_column(name, justify="right")
     for place, row in enumerate(found.table.to_dict("records")):
         later = "final model" if pd.isna(row["horizon"]) else f"{row['horizon']:,}"
-        means = [signed(row[name], ".2g") for name in ("first_order", "neglected")]
+        means = [plain_signed(row[name], ".2g") for name in ("first_order", "neglected")]
         error = row["expected_error"]
         most = most_text(found, place) or "not known"
         printed.add_row(later, *means, error_text(error), "-" if pd.isna(error) else most)
@@ -228,13 +230,12 @@ def _print_horizons(found: Horizons) -> None:
         "term is itself of second order only: where it is not small beside the effect, it is a "
         "sign of trouble, not an amount."
     )
-    unit = facts.behaviour.unit
+    unit = f", in {facts.behaviour.unit}" if facts.behaviour.unit else ""
     say(
-        f"To first order and neglected are means over the examples{unit and f', in {unit}'}: final "
-        "model minus the one without, so that what is neglected may cancel. Expected errors are "
-        "root mean squares over single examples, relative to what first order says of these, so "
-        "they are no quotient of the two. Every row is of the model so many steps later, so the "
-        "sign may change from row to row."
+        f"The two columns of effects are means over the examples{unit}; positive and negative ones "
+        "cancel there. Expected errors are root mean squares over the single examples, of the "
+        "neglected term relative to the effect with it, and so no quotient of the two columns. "
+        "Every row is of the model so many steps later, where the effect may have another sign."
     )
 
 

@@ -60,7 +60,11 @@ def smoothness(
     optimizer: OptimizerOption = None,
     progress: ProgressFile = None,
 ) -> None:
-    """Check by replays whether behaviours change smoothly with some examples' weight."""
+    """Check by replays whether behaviours change smoothly with some examples' weight.
+
+    It takes three replays of the stage and all later ones; with --horizon one of up to half of the
+    stage, then four of so many steps. What was checked before is stored, and takes none.
+    """
     with Reporter(progress).running() as report:
         opened = opened_with(run, task)
         from stagelens.analyses.smoothness.checking import check_smoothness
@@ -72,6 +76,11 @@ def smoothness(
     for kind in opened.task.behaviour_kinds:
         if kind.name in known:
             say(f"{kind.name}: {verdict(found, kind)}")
+    if examples.table([])["label"].notna().any():
+        say(
+            "Accuracy has no line: it changes by whole answers and so has no derivative; what "
+            "becomes of it, only a replay says."
+        )
 
 
 def checked(

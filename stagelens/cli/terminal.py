@@ -37,7 +37,7 @@ from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.files import cannot_write
 from stagelens.wording.cells import for_terminal
 from stagelens.wording.folding import listed
-from stagelens.wording.numbers import count_text, number
+from stagelens.wording.numbers import count_text, number, plain_signed
 from stagelens.wording.trust_words import (
     FIRST_ORDER,
     samples_sentence,
@@ -271,13 +271,13 @@ def print_contributions(
     unexplained: list[str] = []
     for stage, steps in found.facts.steps.items():
         carried = found.part("carried", stage)["value"]
-        own = f"{carried.iloc[0]:+.3f}" if len(carried) else "-"
+        own = plain_signed(carried.iloc[0]) if len(carried) else "-"
         total, cells, known = found.linearised(stage), ["-"] * len(compared), effects.get(stage)
         if known is not None and np.isfinite(known[0]):
             word = trust_word(known[1], behaviour.name)
-            cells = [f"{known[0]:+.3f} ({word})", f"{known[0] - total:+.3f}"]
+            cells = [f"{plain_signed(known[0])} ({word})", plain_signed(known[0] - total)]
             unexplained.append(left_open(stage, known[0], total))
-        printed.add_row(stage, f"{steps:,}", f"{total:+.3f}", own, *cells, FIRST_ORDER)
+        printed.add_row(stage, f"{steps:,}", plain_signed(total), own, *cells, FIRST_ORDER)
     _console().print(printed, markup=False)
     for said in filter(None, unexplained):
         say(said)
@@ -303,7 +303,7 @@ def print_contributions(
             told = [row[name] for name in ("label", "answer", "before")]
             cells = [f"{row[name]:,}" for name in ("uses", "step", "position")]
             told = ["-" if pd.isna(each) else str(each) for each in told]
-            printed.add_row(f"{row['value']:+.3f}", *cells, *told)
+            printed.add_row(plain_signed(row["value"]), *cells, *told)
         _console().print(printed, markup=False)
 
 

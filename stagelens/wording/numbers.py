@@ -85,6 +85,11 @@ def signed_text(difference: float, behaviour: Behaviour, unit: bool = True) -> s
     return ("+" if difference > 0 else "−") + text
 
 
+def plain_signed(value: float, digits: str = ".3f") -> str:
+    """A number with its sign, minus as elsewhere in words and tables, and no unit."""
+    return f"{value:+{digits}}".replace("-", "−")
+
+
 def count_text(n: int, noun: str = "example") -> str:
     """``1 image``, ``1,200 images``."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

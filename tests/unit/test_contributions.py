@@ -38,6 +38,7 @@ from stagelens.effects.computing import boundaries
 from stagelens.tasks import ImageClassification
 from stagelens.tasks.transformer_task import IGNORED
 from stagelens.trust.estimates import best_result
+from stagelens.wording.numbers import plain_signed
 from tests.support.every_chart import MARGIN
 from tests.support.small_texts import TEXTS, classification, language
 
@@ -280,6 +281,7 @@ def test_the_command_prints_sums_and_the_largest_examples(run: stagelens.Run) ->
     assert told.exit_code == 0, told.output
     assert "Contributions to the margin of 1 example, to first order" in told.output
     assert "Training examples of second" in told.output and CARRIED in told.output
+    assert f"Together includes {CARRIED}" in told.output
     assert "not explained" not in told.stdout and "no stage effect is stored" in told.stderr
     wrong = CliRunner().invoke(app, ["contributions", str(run.path), "--group", "label"])
     assert isinstance(wrong.exception, StageLensError) and "COLUMN=VALUE" in str(wrong.exception)
@@ -295,7 +297,7 @@ def test_the_command_sets_sums_beside_the_stage_effect(run: stagelens.Run, tmp_p
     told = CliRunner().invoke(app, ["contributions", str(own.path), "--example", "a"])
     assert told.exit_code == 0, told.output
     (row,) = [line for line in told.stdout.splitlines() if line.startswith("│ second")]
-    assert f"{effect:+.3f} (exact)" in row and f"{effect - total:+.3f}" in row
+    assert f"{plain_signed(effect)} (exact)" in row and plain_signed(effect - total) in row
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,7 @@ def test_by_the_command(copied: Path, command: Command) -> None:
     assert "first order neglects a second-order term of" in told.out
     assert "final model" in told.out and "steps later" in told.out
     asked = ("contributions", copied, "--set", "test", "--group", "label=4", "--since", "adapt")
+    assert "no quotient of the two columns" in told.out
     near = command(*asked, "--horizon", "3")
     assert "3 steps later" in near.out and "no effect of the stage" in near.out
     said = re.sub(r"\s+", " ", near.out)

@@ -181,6 +181,7 @@ def test_the_commands_check_first_and_show_no_ranking_that_says_nothing(
     for run, words in ((gentle, SMOOTH_HERE), (wild, NOTHING_HERE)):
         folder = str(run.path)
         said = _invoke("smoothness", folder, "--stage", "second", "--set", "test")
+        assert "Accuracy has no line" in said
         assert words in said
         asked = ("contributions", folder, "--since", "second", "--check-smoothness")
         printed = _invoke(*asked)

@@ -282,7 +282,7 @@ def test_the_command_lists_examples_and_leaves_some_out(
     assert found.status == 0, found.err
     said = re.sub(r"\s+", " ", found.out)
     assert f"Without {len(fours)} examples of slice fours of mislabelled, the mean margin" in said
-    assert re.search(r"loss \(lower is better\) \S+ \S+ to \S+", said)  # with its interval
+    assert re.search(r"loss \(lower is better\) │ \S+ │ \S+ to \S+ │", said)  # with its interval
     for kind in ("the mean loss", "accuracy"):  # each said, as a loss points the other way
         assert f"of mislabelled, {kind} on all images" in said
     assert "it is not a new training without them" in said and "exact: " in said
