@@ -41,6 +41,22 @@ pytest_collection_modifyitems = spreading.pytest_collection_modifyitems
 pytest_terminal_summary = spreading.pytest_terminal_summary
 
 
+_OF_LAUNCHERS = {
+    name: os.environ.get(name)
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE", "PMI_RANK")
+}
+
+
+@pytest.fixture(autouse=True)
+def not_launched() -> None:
+    """Whatever libraries in earlier tests made of the environment, no launcher started this one."""
+    for name, value in _OF_LAUNCHERS.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @dataclass(frozen=True)
 class DemoRun:
     """A demo as the command line built it.

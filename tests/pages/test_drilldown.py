@@ -138,8 +138,8 @@ def test_how_far_first_order_holds(open_page, asked: tuple[Path, Stored], hurt: 
     # The graver check is told first, and smoothness is no pass by itself.
     app = check(open_page(path.parent, f"{link}&look=Which+data", PAGE))
     said = re.sub(r"\s+", " ", words(app))
-    assert "goes on with them (smoothness 1.00 and reach 1.00" in said
-    assert "This does not say by how much first order is off." in said
+    assert "The warning above counts. The smoothness check passes" in said
+    assert re.search(r"it says nothing of the size, or of .* alone\.", said)
     assert any("Hurt most" in each.value for each in app.subheader)
     fact_tables.write(place, table.assign(expected_error=3.0), told)
     app = check(open_page(path.parent, f"{link}&look=Which+data", PAGE))

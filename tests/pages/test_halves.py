@@ -19,6 +19,7 @@ from tests.support.coalitions import store
 LINK = "run=digits&wall=all&measure=margin&credit=Share&halves=pretrain"
 
 
+@pytest.mark.slow
 def test_how_shares_would_change_is_said_or_computed(
     open_page: OpenPage, demo_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

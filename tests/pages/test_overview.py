@@ -200,6 +200,7 @@ def test_a_full_queue_of_jobs_takes_nothing_else_away(
     assert "does not start by itself" in words(app)
 
 
+@pytest.mark.slow
 def test_a_run_without_results_is_measured_by_itself(open_page, demo_copy: Path) -> None:
     shutil.rmtree(demo_copy / "results")
     app = check(open_page(demo_copy.parent, "run=digits"))

@@ -58,8 +58,8 @@ def test_scores_by_stage_come_first_on_the_overview(open_page, answered: Path) -
         for told, row in zip(own[1:], means.to_dict("records"), strict=True):
             assert f"{100 * abs(row['effect']):.0f}" in told
             # The intervals that the command prints, as far as there are such effects.
-            ends = [row["final"] - 1, row["low"]], [row["final"], row["high"]]
-            found = sorted(score.behaviour.sign * 100 * end for end in (max(ends[0]), min(ends[1])))
+            ends = max(-1, row["low"]), min(1, row["high"])
+            found = sorted(score.behaviour.sign * 100 * end for end in ends)
             shown = re.search(r"(\S+) to (\S+)$", told)
             assert shown is not None
             printed = [float(each.replace("−", "-")) for each in shown.groups()]

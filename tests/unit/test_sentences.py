@@ -171,7 +171,7 @@ def said_of(trust: dict[str, StageTrust], count: int = 100, **more: object) -> l
 def test_the_strongest_blame_comes_first_with_its_group_and_its_count() -> None:
     assert said_of({"shortcut": EXACT, "pretrain": EXACT}) == [
         "Without shortcut, accuracy on stamped images would be 50 points higher "
-        "(95 %: 34 to 50; 50 images).",
+        "(95 %: 34 to 66; 50 images).",
         # All alike, but others might not have been.
         "Without pretrain, accuracy on clean images would be 100 points lower (95 %: 92 to 100; "
         "50 images).",
@@ -186,7 +186,7 @@ def test_the_interval_and_the_noise_are_in_the_headline() -> None:
     known = {"shortcut": EXACT, "pretrain": EXACT}
     found = headlines.headlines(table, ACCURACY, STAGES, known, "image", orders=orders)
     assert str(found[0]) == (
-        "Without shortcut, accuracy on all images would be 25 points higher (95 %: 16 to 25, "
+        "Without shortcut, accuracy on all images would be 25 points higher (95 %: 16 to 34, "
         "training noise ±1.0; 100 images)."
     )
     # With the error of an estimate in it, the interval is no longer one of 95 %.

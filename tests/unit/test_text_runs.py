@@ -95,6 +95,7 @@ def test_every_estimator_gives_effects(run: stagelens.Run, estimator: str) -> No
     np.testing.assert_allclose(known["effect"], known["final"] - known["without"])
 
 
+@pytest.mark.slow
 def test_estimates_are_close_to_the_replay(run: stagelens.Run) -> None:
     first = run.task.behaviour_kinds[0].name
 

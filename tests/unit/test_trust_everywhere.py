@@ -202,6 +202,7 @@ OTHER = re.compile(
 """Standings in other words."""
 
 
+@pytest.mark.slow
 def test_the_sources_know_no_other_word_for_a_standing() -> None:
     """Neither in a text, nor as an argument, under a key or in a comparison of trust."""
     # The one entry that explains the word itself.

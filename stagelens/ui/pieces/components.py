@@ -54,8 +54,6 @@ _STYLE = (
     ".stMarkdownBadge{white-space:normal!important}"
     ':is([data-testid="stPageLink"] a,[data-testid="stElementToolbarButton"] button):focus-visible'
     "{outline:2px solid currentColor;outline-offset:1px}"
-    '@media(max-width:640px){[class*="st-key-training-"]:has([data-testid="stDataFrame"])::after'
-    '{content:"More columns: scroll sideways.";display:block;opacity:.75;font-size:.9em}}'
     '[class*="st-key-finding-"] h2{font-size:1.25rem}</style>'
 )
 """The accent is dark enough for white text on it, which makes it illegible as text on the dark
