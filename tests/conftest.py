@@ -41,20 +41,11 @@ pytest_collection_modifyitems = spreading.pytest_collection_modifyitems
 pytest_terminal_summary = spreading.pytest_terminal_summary
 
 
-_OF_LAUNCHERS = {
-    name: os.environ.get(name)
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE", "PMI_RANK")
-}
-
-
 @pytest.fixture(autouse=True)
-def not_launched() -> None:
-    """Whatever libraries in earlier tests made of the environment, no launcher started this one."""
-    for name, value in _OF_LAUNCHERS.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+def alone() -> None:
+    """How many processes share the work is not what an earlier test, or a library in it, left."""
+    for name in ("STAGELENS_PROCESSES", "WORLD_SIZE", "RANK", "PMI_SIZE"):
+        os.environ.pop(name, None)
 
 
 @dataclass(frozen=True)
