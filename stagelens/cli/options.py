@@ -247,7 +247,7 @@ DeviceOption = Annotated[
 def _use_processes(count: int | None) -> int | None:
     if count is not None:
         # What shares work out looks there, and so does whoever starts this command.
-        os.environ[helpers.ASKED] = str(count)
+        set_until_end(helpers.ASKED, str(count))
     return count
 
 
