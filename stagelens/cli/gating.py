@@ -194,8 +194,8 @@ def _print(found: GateReport) -> None:
         _print_table(title, tables.stage_rows(found), {"drop", "95 %, all stages"})
         for said in (*tables.stage_reasons(found), tables.STAGES_ARE):
             say(said)
-    for note in found.notes:
-        say(note if note.endswith((".", "!", "?")) else f"{note}.")
+    for note in tables.notes(found):
+        say(note)
     for row in found.slices:
         if row.verdict != "fine":
             say(f"{row.words}: {row.reason}")

@@ -174,7 +174,7 @@ def beyond(behaviour: str, steps: int, final: bool, share: float) -> str:
     return ""
 
 
-_SPANS: dict[Span, str] = {
+_SPANS: dict[str, str] = {
     "near": f"up to {NEAR} steps later",
     "stage": "later in the stage",
     "final": "of the final model",
@@ -185,11 +185,7 @@ def held_sentence(kind: Kind) -> str:
     """What was promised, and what was measured; empty where nothing was."""
     known = bounds()
     told = [h for h in known.held if h.kind == kind and h.span and h.cases >= _TOLD]
-    parts = [
-        f"{_share(h)} of {h.cases:,} errors {_SPANS[h.span]}"
-        for h in told
-        if h.span and not h.scenario
-    ]
+    parts = [f"{_share(h)} of {h.cases:,} errors {_SPANS[h.span]}" for h in told if not h.scenario]
     if not parts:
         return ""
     runs = known.of(kind).runs
@@ -201,8 +197,7 @@ def held_sentence(kind: Kind) -> str:
     if not by_scenario:
         return f"{said}."
     worst = min(by_scenario, key=lambda h: h.kept / h.cases)
-    where = _SPANS[worst.span] if worst.span else ""
-    return f"{said}; least, {_share(worst)}, {where} in {worst.scenario}."
+    return f"{said}; least, {_share(worst)}, {_SPANS[worst.span]} in {worst.scenario}."
 
 
 _TOLD = 5

@@ -13,7 +13,6 @@ are those of ``leave_some_out.py``; ``--run`` takes a recorded run in place of s
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from tests.benchmarks.group_agreement import (
     slope_between,
     slope_of_sizes,
 )
-from tests.benchmarks.group_replays import OTHER_ORDER, Replays
+from tests.benchmarks.group_replays import OTHER_ORDER, Replays, parser_of_runs
 from tests.benchmarks.group_scores import HELD, WEIGHTS, Scored
 from tests.benchmarks.leave_some_out import all_scores, asked_of
 from tests.benchmarks.scenarios import SCENARIOS, recorded
@@ -233,15 +232,7 @@ def of_chosen(lines: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     """Replay what is missing and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=Path("benchmark-runs"), help="recorded runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
-    parser.add_argument(
-        "--scenarios",
-        nargs="+",
-        choices=SCENARIOS,
-        default=["digits-adamw-5e-4", "digits-sgd-0.01"],
-    )
+    parser = parser_of_runs(__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="a recorded run in place of scenarios")
     parser.add_argument("--sets", nargs="+", default=["test"], help="of the recorded run")
     parser.add_argument("--stages", nargs="+", help="some of the stages alone, in their order")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +21,25 @@ from stagelens.replaying.training_loss import Passed
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, Weights
 from stagelens.runs.training_rows import TrainingRows, training_rows
+from tests.benchmarks.scenarios import SCENARIOS
 
 BEHAVIOUR = "margin"
 OTHER_ORDER = 1
 """The number of the draw that stands for another order of batches."""
+
+
+def parser_of_runs(about: str) -> argparse.ArgumentParser:
+    """Which recorded runs are measured, for every benchmark of groups."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--cache", type=Path, default=Path("benchmark-runs"), help="recorded runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument(
+        "--scenarios",
+        nargs="+",
+        choices=SCENARIOS,
+        default=["digits-adamw-5e-4", "digits-sgd-0.01"],
+    )
+    return parser
 
 
 class LeftOut(Protocol):

@@ -46,7 +46,13 @@ from tests.benchmarks.group_agreement import (
     slope_of_sizes,
     slopes_between,
 )
-from tests.benchmarks.group_replays import BEHAVIOUR, OTHER_ORDER, Group, Replays
+from tests.benchmarks.group_replays import (
+    BEHAVIOUR,
+    OTHER_ORDER,
+    Group,
+    Replays,
+    parser_of_runs,
+)
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, recorded
 
 FRACTIONS = {"digits": (0.1, 0.5), "fashion": (0.1, 0.5)}
@@ -228,15 +234,7 @@ def report(lines: pd.DataFrame) -> None:
 
 def main() -> None:
     """Replay what is missing, print the tables, keep all lines beside the runs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=Path("benchmark-runs"), help="recorded runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
-    parser.add_argument(
-        "--scenarios",
-        nargs="+",
-        choices=SCENARIOS,
-        default=["digits-adamw-5e-4", "digits-sgd-0.01"],
-    )
+    parser = parser_of_runs(__doc__.splitlines()[0])
     parser.add_argument("--divisors", nargs="+", choices=["rest", "kept"], default=["rest", "kept"])
     parser.add_argument("--stages", nargs="+", help="some of the stages alone")
     parser.add_argument("--groups", type=int, default=32)

@@ -23,7 +23,8 @@ from stagelens.analyses.without_data.sentences import OF_GROUPS
 from stagelens.runs.run import open_run
 from stagelens.runs.schema import digest
 from stagelens.runs.training_rows import training_rows
-from stagelens.ui.examples import training_browser, training_filters, training_groups
+from stagelens.ui.examples import training_browser, training_filters
+from stagelens.ui.examples.grouping import Grouping
 from stagelens.ui.reading import browse
 from stagelens.ui.server import jobs
 from tests.pages.reading import check, figures, labels, table, words
@@ -229,7 +230,7 @@ def test_groups_come_with_intervals_and_any_of_them_can_be_replayed(
     # Once some are replayed, they and not a benchmark are the measure of first order.
     assert OF_GROUPS in words(app)
     replays = dict(zip(names[:2], (0.5, -0.5), strict=True))
-    monkeypatch.setattr(training_groups, "_by_replay", lambda *asked: replays.get(asked[3]))
+    monkeypatch.setattr(Grouping, "effect", lambda _, name: replays.get(name))
     app = check(app.run())
     table = app.dataframe[1].value
     told = table["by replay (nats)"]

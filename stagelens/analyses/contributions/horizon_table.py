@@ -99,6 +99,11 @@ class Horizons:
         return self.judged(len(self.table) - 1) <= HOLDS_BELOW
 
     @property
+    def promised(self) -> bool:
+        """Whether a bound on the error of the effect on the final model is known."""
+        return self.bound(len(self.table) - 1) is not None
+
+    @property
     def kind(self) -> Kind:
         """Of what its errors are."""
         return kind_of(self.facts.count)
@@ -193,10 +198,10 @@ def sentence(found: Horizons) -> str:
         f"{_without(found.facts)}, first order neglects a second-order term of "
         f"{_of(whole)} the effect on the final model{_at_most(found, len(found.table) - 1)}"
     )
-    if found.holds and found.bound(len(found.table) - 1) is not None:
-        return f"{said}."
-    if found.holds:
+    if found.holds and not found.promised:
         return f"{said}. Whether first order holds here is not known: replay says it of a group."
+    if found.holds:
+        return f"{said}."
     if furthest is None:
         return f"{said}: first order says nothing here, not even of the next step; use replay."
     row = found.table.iloc[furthest]

@@ -46,6 +46,11 @@ def trained(found: GateReport) -> str:
     return f"Drops are means over trainings of each recipe: {', '.join(told)}."
 
 
+def notes(found: GateReport) -> list[str]:
+    """What else there is to say, each a sentence."""
+    return [note if note.endswith((".", "!", "?")) else f"{note}." for note in found.notes]
+
+
 def slice_rows(found: GateReport) -> pd.DataFrame:
     """A row of texts for each slice, with the columns :data:`SLICES`."""
     rows = [

@@ -111,11 +111,11 @@ def parts_of_uses(uses: pd.DataFrame, batches: pd.DataFrame, weight: float = 0.0
     kinds = {"step": int, "micro": int, "slope": float, "terms": float}
     at = uses.reset_index(drop=True).astype(kinds).join(of_batch, on=["step", "micro"])
     at = at.join(of_step.add_suffix("_step"), on="step")
-    of_group = at.groupby(["group", "step"], dropna=False)
+    of_group = [at["group"], at["step"]]
     mean, count = at["kind_batch"].eq("mean"), at["kind_batch"].eq("count")
     out = at.groupby(["group", "step", "micro"], dropna=False)["terms"].transform("sum")
     whole = out >= at["terms_batch"] * (1 - _NOTHING)
-    out_of_step = of_group["terms"].transform("sum")
+    out_of_step = at["terms"].groupby(of_group, dropna=False).transform("sum")
     all_gone = out_of_step >= at["terms_step"] * (1 - _NOTHING)
     parts = at["slope"].copy()
     for own, total, slopes, gone in (
@@ -129,8 +129,8 @@ def parts_of_uses(uses: pd.DataFrame, batches: pd.DataFrame, weight: float = 0.0
     lost = (at["share_batch"] * at["terms"] / at["terms_batch"]).where(
         whole & (at["terms"] > 0), 0.0
     )
-    taken = parts.where(mean, 0.0).groupby([at["group"], at["step"]], dropna=False).transform("sum")
-    all_lost = lost.groupby([at["group"], at["step"]], dropna=False).transform("sum")
+    taken = parts.where(mean, 0.0).groupby(of_group, dropna=False).transform("sum")
+    all_lost = lost.groupby(of_group, dropna=False).transform("sum")
     left = (at["share_step"] - less * all_lost).where(~all_gone, 1.0)
     grown = (less * lost / left * (at["mean_step"] - taken)).where(~all_gone, 0.0)
     return (parts - grown).to_numpy(float)

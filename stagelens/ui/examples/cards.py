@@ -108,7 +108,10 @@ def _effect(
         "stage": stage,
         "amount": amount,
         "tint": round(-share if amount[:1] == "▼" else share, 1),
-        "without": f"without it {answer}" if answer else "",
-        "ends": ends[stage][at] if stage in ends else "",
     }
-    return {name: value for name, value in shown.items() if value != ""}  # hundreds of them
+    # Left out where there is none: a page has hundreds of these.
+    if answer:
+        shown["without"] = f"without it {answer}"
+    if stage in ends and ends[stage][at]:
+        shown["ends"] = ends[stage][at]
+    return shown

@@ -55,8 +55,7 @@ def said(workspace: Workspace, asked: Asked, muted: bool = False) -> bool:
     found = stored_horizons(workspace, asked)
     if found is None:
         return True
-    known = found.bound(len(found.table) - 1) is not None
-    if (found.holds and known) or muted:
+    if (found.holds and found.promised) or muted:
         components.text_block(sentence(found), muted=muted)
     else:
         st.warning(components.plain(sentence(found)), icon=":material/warning:")

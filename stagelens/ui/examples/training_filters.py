@@ -31,9 +31,9 @@ from stagelens.wording.signs import gain
 _STYLE = (
     "<style>.st-key-training-filters{display:grid;gap:.5rem;align-items:center;"
     "grid-template-columns:repeat(auto-fit,minmax(min(15rem,100%),1fr))}"
-    '@media(max-width:640px){[class*="st-key-training-"]:has([data-testid="stDataFrame"])::after'
-    '{content:"More columns: scroll sideways.";display:block;opacity:.75;font-size:.9em}}'
-    "@media (max-width:640px){.st-key-training-filters{grid-template-columns:1fr 1fr}}</style>"
+    "@media (max-width:640px){.st-key-training-filters{grid-template-columns:1fr 1fr}"
+    '[class*="st-key-training-"]:has([data-testid="stDataFrame"])::after'
+    '{content:"More columns: scroll sideways.";display:block;opacity:.75;font-size:.9em}}</style>'
 )
 
 ANY = "any model"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
@@ -20,12 +20,10 @@ from stagelens.analyses.contributions.parts_of_the_set import (
     parts_path,
 )
 from stagelens.analyses.training_data.groups import CONTRIBUTION, group_table
-from stagelens.analyses.without_data.chosen import Chosen
 from stagelens.analyses.without_data.first_order import first_order_of_groups
 from stagelens.analyses.without_data.sentences import (
     OF_GROUPS,
     beyond_first_order,
-    mean_effect,
     sentence,
 )
 from stagelens.contracts import Behaviour
@@ -44,6 +42,7 @@ from stagelens.wording.signs import gain, gain_range_text, marked
 
 from . import left_out
 from .contributions import Asked, impossible
+from .grouping import Grouping
 
 _OTHERS = "other examples of a group"
 _EFFECT, _ADDED = "effect", "added"
@@ -113,7 +112,8 @@ def groups_of_a_stage(
     members = {
         str(name): tuple(own) for name, own in frame["example_id"].groupby(groups[by], sort=False)
     }
-    effects = [_by_replay(workspace, asked, by, name, members) for name in table["group"]]
+    grouping = Grouping.of(workspace, asked, by, members)
+    effects = [grouping.effect(str(name)) for name in table["group"]]
     table = _replays_first(table.assign(replayed=pd.Series(effects, dtype=object)), asked.behaviour)
     shown, effects = table.head(_SHOWN), table["replayed"].tolist()
     unit = axis_unit(asked.behaviour)
@@ -181,21 +181,19 @@ def groups_of_a_stage(
             components.text_block(off or OF_GROUPS, muted=not off)
     if parts is None:
         _offer_both(workspace, asked, by, curvature)
-    _replays(workspace, asked, by, table, members, listed, found, picked)
-    _several(workspace, asked, by, side, members)
+    _replays(grouping, table, listed, found, picked)
+    _several(grouping, side)
 
 
 def _replays(
-    workspace: Workspace,
-    asked: Asked,
-    by: str,
+    grouping: Grouping,
     table: pd.DataFrame,
-    members: Mapping[str, tuple[str, ...]],
     listed: tuple[str, ...],
     found: Stored,
     picked: str | None,
 ) -> None:
     """One group, whichever is chosen, by replay, and what all others gave."""
+    asked, by = grouping.asked, grouping.by
     names = [str(name) for name in table["group"]]
     first = _first(table, bool(gain(asked.effect, asked.behaviour) < 0))
     # The same whatever is replayed, so that what somebody chose stays.
@@ -215,50 +213,33 @@ def _replays(
             help="A row that is clicked in the table is chosen here.",
         )
         place = st.container()
-    own = members[group]
+    own = grouping.members[group]
     if set(own) == set(listed):
         components.text_block("This group is what the list above leaves out.", muted=True)
     else:
         words = f"{count_text(len(own), 'training example')} with {by} {group}"
-        what = left_out.left_out(found, _group(asked, by, group, members), words)
-        left_out.button_or_result(workspace, asked, what, "without-group", place)
-    others = [name for name in names if name in replayed and name != group]
-    _told_of_others(workspace, asked, by, others[:_TOLD], members)
-
-
-def _told_of_others(
-    workspace: Workspace,
-    asked: Asked,
-    by: str,
-    names: Sequence[str],
-    members: Mapping[str, tuple[str, ...]],
-) -> None:
-    """What the replays without other groups gave, a sentence each."""
-    every = [_group(asked, by, name, members) for name in names]
-    found = [left_out.stored(workspace, one, "rest") for one in every]
+        what = left_out.left_out(found, grouping.without(group), words)
+        left_out.button_or_result(grouping.workspace, asked, what, "without-group", place)
+    others = (replayed & set(grouping.replays)) - {group}
     ids = frozenset(asked.ids)
-    said = [sentence(one, asked.behaviour, ids) for one in found if one is not None]
+    told = [name for name in names if name in others][:_TOLD]
+    said = [sentence(grouping.replays[name], asked.behaviour, ids) for name in told]
     if said:
         with st.container(border=True):
             components.sentences(said)
 
 
-def _several(
-    workspace: Workspace,
-    asked: Asked,
-    by: str,
-    names: Sequence[str],
-    members: Mapping[str, tuple[str, ...]],
-) -> None:
+def _several(grouping: Grouping, names: Sequence[str]) -> None:
     """The groups that did most of what the stage did by one job, each by itself.
 
     To first order, whatever was replayed, so that it stays one job while it runs.
     """
+    workspace, asked, by = grouping.workspace, grouping.asked, grouping.by
     chosen, did = names[:_SEVERAL], "hurt" if gain(asked.effect, asked.behaviour) < 0 else "helped"
-    left = [name for name in chosen if _by_replay(workspace, asked, by, name, members) is None]
+    left = [name for name in chosen if name not in grouping.replays]
     if len(left) < 2 or settings.read_only() or left_out.no_replay(workspace, asked.stage):
         return
-    lines = [{"example_id": each, by: name} for name in chosen for each in members[name]]
+    lines = [{"example_id": each, by: name} for name in chosen for each in grouping.members[name]]
     ids = pd.DataFrame(lines).to_csv(index=False)
     file = workspace.run.files.inside(
         f"results/training-data/groups-{digest(workspace.run.digest, asked.stage, ids)[:32]}.csv"
@@ -282,18 +263,6 @@ def _several(
         "itself; those that were replayed are not replayed again. What they give stands in the "
         "table then.",
     )
-
-
-def _group(asked: Asked, by: str, name: str, members: Mapping[str, tuple[str, ...]]) -> Chosen:
-    return Chosen(asked.stage, members[name], f"with {by} {name}")
-
-
-def _by_replay(
-    workspace: Workspace, asked: Asked, by: str, name: str, members: Mapping[str, tuple[str, ...]]
-) -> float | None:
-    """A group's effect by replay; NaN where that was refused, None where it was not asked."""
-    one = left_out.stored(workspace, _group(asked, by, name, members), "rest")
-    return None if one is None else mean_effect(one, asked.behaviour, frozenset(asked.ids))
 
 
 def _told(effect: float | None, behaviour: Behaviour) -> str:

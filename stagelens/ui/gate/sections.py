@@ -145,8 +145,8 @@ def _shown(workspace: Workspace, stored: StoredGate) -> None:
     worst = [row for row in found.slices if row.verdict == "regressed"]
     for row in worst:
         components.text_block(tables.verdict_sentence(row))
-    for note in found.notes:
-        components.text_block(note if note.endswith((".", "!", "?")) else f"{note}.")
+    for note in tables.notes(found):
+        components.text_block(note)
     for row in [row for row in found.slices if row.verdict == "could not tell"][:_TOLD]:
         components.text_block(f"{row.words}: {row.reason}", muted=True)
     for rows in _by_behaviour(found.slices):
