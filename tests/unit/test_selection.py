@@ -21,13 +21,14 @@ from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.contributions.first_order import behaviour_gradient, contributions
 from stagelens.analyses.selection import horizons
 from stagelens.analyses.selection.halves import halves
-from stagelens.analyses.selection.proving import prove
+from stagelens.analyses.selection.proving import part_of, prove
 from stagelens.analyses.selection.ranking import mean_by_use, rank
 from stagelens.analyses.selection.tables import (
     KINDS,
     Ranking,
     RankingFacts,
     count_kept,
+    label_counts,
     load_proof,
     load_ranking,
     proof_path,
@@ -180,6 +181,26 @@ def test_of_every_label_the_same_share_is_chosen_and_dropped() -> None:
     assert numbers.within_labels() is numbers
 
 
+def test_random_examples_have_the_balance_of_a_choice_within_labels() -> None:
+    labels = ["a"] * 9 + ["b"] * 3
+    facts = RankingFacts.model_construct(per_label=True)
+    ids = [f"{label}{n}" for n, label in enumerate(labels)]
+    ranking = Ranking(facts, pd.DataFrame({"example_id": ids, "label": labels}))
+    chosen = [*ids[:3], ids[-1]]
+    counts = label_counts(facts, ranking.table[ranking.table["example_id"].isin(chosen)])
+    assert counts == {"a": 3, "b": 1}
+    halves = [part_of(ranking, chosen, counts, "random", draw) for draw in range(8)]
+    for half in halves:
+        assert sorted(name[0] for name in half) == ["a", "a", "a", "b"]
+    assert len({frozenset(half) for half in halves}) > 4
+    # Of a label that nothing is chosen of, nothing is drawn.
+    assert part_of(ranking, ids[-2:], {"b": 2}, "random", 0) < set(ids[-3:])
+    # Where labels compete, their balance is what was chosen, and random examples have any.
+    assert label_counts(RankingFacts.model_construct(per_label=False), ranking.table) == {}
+    every = [part_of(ranking, chosen, {}, "random", draw) for draw in range(8)]
+    assert len({sum(name[0] == "a" for name in half) for half in every}) > 1
+
+
 def test_of_those_that_are_alike_the_best_is_kept_until_no_others_are_left() -> None:
     ranking = Ranking(None, pd.DataFrame({"example_id": list("abcd")}))  # type: ignore[arg-type]
     assert ranking.kept(0.5) == ["a", "b"]
@@ -276,6 +297,10 @@ def test_what_was_stored_for_another_question_is_not_believed(noisy: Run) -> Non
         assert load_proof(path, facts.model_copy(update={"asked": "x"}), kind, 0) is None
         # What is beside any choice is the same beside another one.
         assert (load_proof(path, other, kind, 0) is None) == (kind in ("chosen", "worst"))
+    # Random ones that were drawn of whatever labels are no others' of the same size.
+    balanced = facts.model_copy(update={"labels": {"a": 3, "b": 3}})
+    paths = [proof_path(noisy, f, examples, ids, kept, "random", 0) for f in (facts, balanced)]
+    assert paths[0] != paths[1] and load_proof(paths[0], balanced, "random", 0) is None
     # The worst of another target's ranking are others, though as many judge it.
     paths = [proof_path(noisy, f, examples, ids, kept, "worst", 0) for f in (facts, other)]
     assert paths[0] != paths[1]

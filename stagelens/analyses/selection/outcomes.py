@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from .tables import (
     ProofFacts,
     RankingFacts,
     TrainedOn,
+    label_counts,
     load_proof,
     proof_path,
 )
@@ -231,13 +231,14 @@ def load_outcome(run: Run, examples: EvaluationSet, path: Path) -> Outcome | Non
         return None
     if not facts.wanted.draws:
         return Outcome(facts, kept, None)
-    proof = _proof(run, examples, facts, [str(name) for name in kept["example_id"]])
+    proof = _proof(run, examples, facts, kept)
     return None if proof is None else Outcome(facts, kept, proof)
 
 
 def _proof(
-    run: Run, examples: EvaluationSet, facts: OutcomeFacts, chosen: Sequence[str]
+    run: Run, examples: EvaluationSet, facts: OutcomeFacts, kept: pd.DataFrame
 ) -> Proof | None:
+    chosen = [str(name) for name in kept["example_id"]]
     judges = facts.wanted.sides(examples)[1].of(examples)
     own = ProofFacts(
         ranking=facts.ranking,
@@ -247,6 +248,7 @@ def _proof(
         set_digest=examples.digest,
         asked=asked_digest(judges),
         chosen=asked_digest(chosen),
+        labels=label_counts(facts.ranking, kept),
     )
     parts = []
     for draw in range(facts.wanted.draws):

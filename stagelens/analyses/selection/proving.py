@@ -20,7 +20,17 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, Weights
 from stagelens.runs.training_rows import training_rows
 
-from .tables import KINDS, PROVED, Proof, ProofFacts, Ranking, TrainedOn, load_proof, proof_path
+from .tables import (
+    KINDS,
+    PROVED,
+    Proof,
+    ProofFacts,
+    Ranking,
+    TrainedOn,
+    label_counts,
+    load_proof,
+    proof_path,
+)
 
 
 def prove(
@@ -38,8 +48,8 @@ def prove(
 
     Rows that are not of the part leave the recorded batches (see
     :mod:`stagelens.replaying.left_out`); earlier stages are as recorded. Every draw has its own
-    order of batches in the stage and all later ones, and its own random examples; what was replayed
-    of a draw is kept.
+    order of batches in the stage and all later ones, and its own random examples, as many of each
+    label as are chosen where the choice is made within labels; what was replayed of a draw is kept.
 
     Args:
         run: The run.
@@ -71,6 +81,7 @@ def prove(
         set_digest=examples.digest,
         asked=asked_digest(ids),
         chosen=asked_digest(chosen),
+        labels=label_counts(ranking.facts, ranking.table[ranking.table["example_id"].isin(chosen)]),
     )
     overall, total = Progress(progress), draws * len(kinds)
     parts = []
@@ -80,7 +91,7 @@ def prove(
             path = proof_path(run, facts, examples, ids, chosen, kind, draw)
             stored = load_proof(path, facts, kind, draw)
             if stored is None:
-                part = _part(ranking, chosen, kind, draw)
+                part = part_of(ranking, chosen, facts.labels, kind, draw)
                 out = [name for name in rows.table["example_id"] if name not in part]
                 weights = _trained(run, stage, replayed, rows.places(out), Draw(draw), report)
                 (one,) = measure(run.task, model, [weights], batches, len(asked))
@@ -91,8 +102,14 @@ def prove(
     return Proof(facts, pd.concat(parts, ignore_index=True))
 
 
-def _part(ranking: Ranking, chosen: Sequence[str], kind: TrainedOn, draw: int) -> set[str]:
-    """The examples that the stage has."""
+def part_of(
+    ranking: Ranking,
+    chosen: Sequence[str],
+    labels: Mapping[str, int],
+    kind: TrainedOn,
+    draw: int,
+) -> set[str]:
+    """The examples that the stage has; ``labels`` as in :class:`~.tables.ProofFacts`."""
     every = ranking.ids
     if kind == "all":
         return set(every)
@@ -102,7 +119,11 @@ def _part(ranking: Ranking, chosen: Sequence[str], kind: TrainedOn, draw: int) -
         return set(every[-len(chosen) :])
     # Drawn for the draw alone, so that a random half is the same beside any choice of that size.
     picked = np.random.default_rng([draw, len(chosen)]).permutation(sorted(every))
-    return {str(name) for name in picked[: len(chosen)]}
+    if not labels:
+        return {str(name) for name in picked[: len(chosen)]}
+    own = ranking.table.set_index("example_id")["label"].fillna("").loc[picked]
+    counts = own.map(labels).fillna(0)  # of a label that is not chosen
+    return {str(name) for name in own.index[own.groupby(own).cumcount() < counts]}
 
 
 def _trained(

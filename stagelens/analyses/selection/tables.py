@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,7 @@ class ProofFacts(BaseModel):
             of earlier versions.
         asked: See :func:`asked_digest`, of its examples.
         chosen: The same of the chosen training examples.
+        labels: Label to how many of it are chosen; see :func:`label_counts`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -218,6 +220,23 @@ class ProofFacts(BaseModel):
     set_digest: str = ""
     asked: str = ""
     chosen: str = ""
+    labels: dict[str, int] = {}
+
+
+def label_counts(ranking: RankingFacts, chosen: pd.DataFrame) -> dict[str, int]:
+    """How many of each label random examples have that stand beside a choice.
+
+    As many as the choice itself where it is made within labels, so that the two differ by which
+    examples of a label they have and not by the balance of labels. Empty where labels compete: then
+    their balance is part of the choice, and random examples are of whatever labels.
+
+    Args:
+        ranking: That was chosen from.
+        chosen: The rows of the ranking that are kept.
+    """
+    if not ranking.per_label:
+        return {}
+    return dict(sorted(Counter(str(label) for label in chosen["label"].fillna("")).items()))
 
 
 @dataclass(frozen=True)
@@ -270,9 +289,10 @@ def proof_path(
         draw: Its number.
     """
     own = {
-        # All examples, and random ones, are the same beside any choice of that size.
+        # All examples are the same beside any choice, and random ones beside any of that size and
+        # balance of labels.
         "all": (),
-        "random": (len(chosen),),
+        "random": (len(chosen), *sorted(facts.labels.items())),
         "chosen": (sorted(chosen),),
         # The choice may be of other examples than the best of the ranking. Which target that was
         # made for is in its facts.
@@ -314,6 +334,8 @@ def load_proof(path: Path, facts: ProofFacts, trained_on: TrainedOn, draw: int) 
     if trained_on != "all" and stored.kept != facts.kept:
         return None
     if trained_on == "chosen" and stored.chosen not in ("", facts.chosen):
+        return None
+    if trained_on == "random" and stored.labels != facts.labels:
         return None
     if trained_on == "worst" and own != asked:
         return None

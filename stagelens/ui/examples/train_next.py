@@ -151,7 +151,7 @@ def _choose(
             bind="query-params",
             width=130,
             help="In each, the stage and all later ones are replayed on the chosen examples, as "
-            "many random ones, the worst, and all, with the same order of batches.",
+            "many random ones of each label, the worst, and all, with the same order of batches.",
         )
         distinct = compared and st.toggle(
             "One of those alike",
