@@ -82,7 +82,8 @@ def select(
         typer.Option(
             min=1,
             help="How many steps later the target is asked. Given several times, each is judged by "
-            "replaying its choice twice [a tenth of the stage, a third, all].",
+            "replays of what one half of the target would choose, on the other half [a tenth of "
+            "the stage, a third, all].",
         ),
     ] = None,
     across_labels: Annotated[
@@ -93,6 +94,15 @@ def select(
             "first order does not see that more of one label helps less and less.",
         ),
     ] = False,
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMN",
+            help="Value every example as the mean of its group: source, annotator. Single values "
+            "are mostly chance where the target is small. A column of the recorded data set, or "
+            "of a file that `stagelens training-data --columns` joined.",
+        ),
+    ] = "",
     distinct: Annotated[
         bool,
         typer.Option(
@@ -153,7 +163,7 @@ def select(
         from stagelens.analyses.selection.exporting import row_numbers, with_places
         from stagelens.analyses.selection.outcomes import Wanted, usual_horizons
         from stagelens.analyses.selection.ranking import target_behaviour
-        from stagelens.analyses.selection.sentences import chosen, cost
+        from stagelens.analyses.selection.sentences import chosen, cost, rests_on
         from stagelens.analyses.slices.saved import slice_of
         from stagelens.runs.training_rows import load_training_rows
 
@@ -170,6 +180,7 @@ def select(
             horizons=tuple(horizon or usual_horizons(own.steps)),
             keep=keep,
             per_label=not across_labels,
+            by=by,
             distinct=distinct,
             draws=prove,
             curvature=curvature,
@@ -184,6 +195,8 @@ def select(
     say(chosen(outcome))
     if said:
         say(said)
+    if resting := rests_on(outcome):
+        say(resting)
     _print_horizons(outcome)
     _print_proof(outcome)
     if out is not None:
@@ -198,12 +211,17 @@ def _print_horizons(outcome: Outcome) -> None:
     trials, kind = outcome.facts.trials, outcome.behaviour
     if len(trials) < 2:
         return
-    table = Table("Horizons, each judged by replaying its choice")
+    table = Table("Horizons, each judged by replays of its choice")
     table.add_column("steps later", justify="right")
     table.add_column(f"{phrase(kind)} of the target", justify="right")
+    table.add_column("agreement of halves", justify="right")
     for one in trials:
         mark = " *" if one.horizon == outcome.facts.ranking.horizon else ""
-        table.add_row(f"{one.horizon:,}{mark}", value_text(one.mean, kind))
+        agreed = "" if one.agreement is None else f"{one.agreement:.2f}"
+        table.add_row(f"{one.horizon:,}{mark}", value_text(one.mean, kind), agreed)
+    if outcome.facts.random:
+        mean = sum(outcome.facts.random) / len(outcome.facts.random)
+        table.add_row("random", value_text(mean, kind), "")
     print_table(table)
 
 

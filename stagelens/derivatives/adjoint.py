@@ -136,10 +136,10 @@ def sweep(
             for record, step in kept.backwards():
                 try:
                     split = with_examples and why is None
-                    vectors, contribution = _step_back(own, record, step, vectors, split)
+                    vectors, (contribution,) = _step_back(own, record, step, vectors, split)
                 except NotSeparable as error:
                     why = str(error)
-                    vectors, contribution = _step_back(own, record, step, vectors, False)
+                    vectors, (contribution,) = _step_back(own, record, step, vectors, False)
                 steps.append(contribution)
                 done += 1
                 progress(done / total, f"contributions of stage {stage.name}, step {record.step}")
@@ -159,15 +159,15 @@ def sweep(
 def sweep_within(
     run: Run,
     stage: Stage,
-    gradient: GradientAt,
+    gradients: Sequence[GradientAt],
     horizon: int,
     others: int = 0,
     options: DerivativeOptions | None = None,
     progress: ProgressCallback = no_progress,
-) -> list[StepContribution]:
-    """What the steps of a stage contributed to a behaviour a few steps later, by short sweeps.
+) -> list[list[StepContribution]]:
+    """What the steps of a stage contributed to behaviours a few steps later, by short sweeps.
 
-    The behaviour is asked of the model within the stage, not of the final one: after ``horizon``
+    A behaviour is asked of the model within the stage, not of the final one: after ``horizon``
     steps in all sweeps of that length, each beginning half a horizon earlier than the one before.
     A step is credited by the sweep in which it looks furthest ahead: between half a horizon and a
     whole one, less only where the stage ends. Sweeps of neighbouring steps overlap, so this costs
@@ -176,7 +176,8 @@ def sweep_within(
     Args:
         run: The run.
         stage: One of its stages.
-        gradient: Gives grad y at the values that a sweep begins from.
+        gradients: Per behaviour, gives grad y at the values that a sweep begins from. One sweep
+            carries all: each further one costs its products, not the trajectory.
         horizon: How many steps later the behaviour is asked; at least 1. From the stage's number
             of steps on, one sweep from its end.
         others: How many other steps' examples are weighed at every step as well, as if they were
@@ -185,7 +186,8 @@ def sweep_within(
         progress: Called after every step.
 
     Returns:
-        Every step of the stage with the contributions of its examples, in training order.
+        Per behaviour, every step of the stage with the contributions of its examples, in training
+        order.
 
     Raises:
         Refused: The stage has no derivatives, or its examples have no part of their own.
@@ -197,33 +199,34 @@ def sweep_within(
     own = LinearStage(run, stage, active_names(run, [stage]), options)
     sweeps = list(_sweeps(stage.steps, horizon))
     total, done = sum(last - first for first, last, _ in sweeps), 0
-    found: list[StepContribution] = []
+    found: list[list[StepContribution]] = [[] for _ in gradients]
     with same_arithmetic(stage):
         kept = _Kept(own, max(1, math.isqrt(stage.steps)))
         for first, last, credited in sweeps:
-            vectors = own.layout.zeros(1)
+            vectors = own.layout.zeros(len(gradients))
             begun = False
             for record, step in kept.backwards(first, last):
                 if not begun:
-                    for name, tensor in gradient(own, step.after.values).items():
-                        if name in vectors.values:
-                            vectors.values[name] = tensor.to(vectors.values[name])[None]
+                    for k, gradient in enumerate(gradients):
+                        for name, tensor in gradient(own, step.after.values).items():
+                            if name in vectors.values:
+                                vectors.values[name][k] = tensor
                     begun = True
                 split = record.step < credited
                 try:
                     more = _others(kept.steps, record.step, others) if split else []
                     extra = _as_if_in(own, step, vectors, more)
-                    vectors, contribution = _step_back(own, record, step, vectors, split)
-                    contribution = replace(contribution, others=extra)
+                    vectors, contributions = _step_back(own, record, step, vectors, split)
                 except NotSeparable as error:
                     raise Refused(
                         f"examples of stage {stage.name!r} cannot be told apart: {error}"
                     ) from None
-                if split:
-                    found.append(contribution)
+                for k, steps in enumerate(found if split else ()):
+                    others_of = {number: values[k] for number, values in extra.items()}
+                    steps.append(replace(contributions[k], others=others_of))
                 done += 1
                 progress(done / total, f"contributions of stage {stage.name}, step {record.step}")
-    return found[::-1]
+    return [steps[::-1] for steps in found]
 
 
 def _others(steps: RecordedSteps, step: int, count: int) -> list[StepRecord]:
@@ -236,15 +239,24 @@ def _others(steps: RecordedSteps, step: int, count: int) -> list[StepRecord]:
 def _as_if_in(
     own: LinearStage, step: StepMap, vectors: StateVectors, records: Sequence[StepRecord]
 ) -> dict[int, np.ndarray]:
-    """What examples of other steps would have contributed in the place of this step's."""
+    """What examples of other steps would have contributed in the place of this step's; (K, B)."""
     if not records:
         return {}
-    share = {name: tensor[0] for name, tensor in step.share(vectors).items()}
+    shares = _columns(step.share(vectors), vectors.count)
     found = {}
     for record in records:
-        (products,) = own.loss.example_products(step.before.values, record, [share])
-        found[record.step] = step.factor * products.double().cpu().numpy()
+        products = own.loss.example_products(step.before.values, record, shares)
+        found[record.step] = step.factor * np.stack([_numbers(each) for each in products])
     return found
+
+
+def _columns(vectors: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """K vectors by name, (K, *shape) each, as one mapping per vector."""
+    return [{name: tensor[k] for name, tensor in vectors.items()} for k in range(count)]
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()
 
 
 def _sweeps(steps: int, horizon: int) -> Iterator[tuple[int, int, int]]:
@@ -262,34 +274,37 @@ def _sweeps(steps: int, horizon: int) -> Iterator[tuple[int, int, int]]:
 
 def _step_back(
     own: LinearStage, record: StepRecord, step: StepMap, vectors: StateVectors, split: bool
-) -> tuple[StateVectors, StepContribution]:
-    """``lambda_{t+1} -> lambda_t``, and what the step contributed."""
-    values = step.before.values
+) -> tuple[StateVectors, list[StepContribution]]:
+    """``lambda_{t+1} -> lambda_t``, and what the step contributed; one entry per vector."""
+    values, count = step.before.values, vectors.count
     # Before the pull: the change is weighed by lambda_{t+1}, not by lambda_t.
-    contribution = float(vectors.dot(step.change(own.loss.names))[0])
+    contributions = [float(each) for each in vectors.dot(step.change(own.loss.names))]
     before, gradients, statistics = step.pull(vectors)
-    examples, slopes, carried = None, None, float("nan")
+    carried = [float("nan")] * count
     directions: list[dict[str, Tensor]] = []
     if split:
-        share = {name: tensor[0] for name, tensor in step.share(vectors).items()}
-        own_part = sum(float((t.double() * step.gradients[n]).sum()) for n, t in share.items())
-        carried = contribution - own_part
-        directions = [share]
+        directions = _columns(step.share(vectors), count)
+        for k, share in enumerate(directions):
+            own_part = sum(float((t.double() * step.gradients[n]).sum()) for n, t in share.items())
+            carried[k] = contributions[k] - own_part
         if step.clip is not None or own.layout.rule != "SGD":  # else both are lambda_g
-            directions.append({name: tensor[0] for name, tensor in gradients.items()})
+            directions += _columns(gradients, count)
     # The state enters a step twice, directly and through g(theta) and the batch statistics, so
     # lambda_t = (ds'/ds)^T lambda_{t+1} + (dg/ds)^T lambda_g: two parts, added up.
     through, products = own.loss.pull_with_examples(
         values, record, gradients, statistics, directions
     )
-    if products:
-        parts = [each.double().cpu().numpy() for each in products]
-        # Example gradients are those before clipping; the clip factor is held, not differentiated.
-        examples, slopes = step.factor * parts[0], parts[-1]
     for name, tensor in through.items():
         before.values[name] = before.values[name] + tensor
-    found = (own.stage.name, record.step, contribution, examples, carried, slopes)
-    return before, StepContribution(*found)
+    parts: list[np.ndarray | None] = [_numbers(each) for each in products] or [None] * count
+    found = []
+    for k, slopes in enumerate(parts[-count:]):
+        part = parts[k]
+        # Example gradients are those before clipping; the clip factor is held, not differentiated.
+        examples = None if part is None else step.factor * part
+        own_step = (own.stage.name, record.step, contributions[k], examples, carried[k], slopes)
+        found.append(StepContribution(*own_step))
+    return before, found
 
 
 class _Kept:

@@ -74,6 +74,11 @@ class StateVectors:
     values: Values
     moments: dict[str, Blocks]
 
+    @property
+    def count(self) -> int:
+        """K."""
+        return len(self.tensors()[0])
+
     def blocks(self, name: str) -> Blocks:
         """All blocks of one optimised parameter."""
         return {"theta": self.values[name], **self.moments[name]}

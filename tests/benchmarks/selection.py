@@ -25,15 +25,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stagelens.analyses.contributions.contribution_table import Question
-from stagelens.analyses.selection.halves import halves
 from stagelens.analyses.selection.horizons import try_horizons
-from stagelens.analyses.selection.outcomes import usual_horizons
+from stagelens.analyses.selection.outcomes import Wanted, usual_horizons
 from stagelens.analyses.selection.proving import prove
-from stagelens.analyses.selection.tables import Proof, Ranking
+from stagelens.analyses.selection.ranked import Ranking
+from stagelens.analyses.selection.tables import Proof
 from stagelens.contracts import Example
 from stagelens.runs.example_content import content_digest
 from stagelens.runs.run import Run, Stage
-from stagelens.runs.training_rows import every_use
+from stagelens.runs.training_rows import every_use, training_rows
 from tests.benchmarks.scenarios import DATA, SCENARIOS, recorded
 from tests.support.real_texts import mixed_sources
 
@@ -46,13 +46,26 @@ NAMES = ("fashion-adamw-3e-4", "fashion-sgd-0.02", "mixed-adamw-1e-3")
 
 def to_drop(run: Run, stage: Stage, ranking: Ranking, seed: int) -> np.ndarray:
     """Per example of the ranking, whether its label is wrong, or it is of the other source."""
-    known, found = set(ranking.ids), {}
+    found = bad_examples(run, stage, seed)
+    return np.array([found[name] for name in ranking.ids])
+
+
+def sources(run: Run, stage: Stage, seed: int) -> dict[str, str]:
+    """Training example to its source, as a column of the recorded data set would have it."""
+    bad = bad_examples(run, stage, seed)
+    return {name: "other" if other else "own" for name, other in bad.items()}
+
+
+def bad_examples(run: Run, stage: Stage, seed: int) -> dict[str, bool]:
+    """Training example to whether its label is wrong, or it is of the other source."""
+    known = {str(name) for name in training_rows(run, stage).table["example_id"]}
+    found = {}
     is_bad = _wrong_label() if run.task.name == "image-classification" else _other(run, seed)
     for uses in every_use(run, stage):
         for use in uses:
             if use.example_id in known and use.example is not None:
                 found[use.example_id] = is_bad(use.example, use.label)
-    return np.array([found[name] for name in ranking.ids])
+    return found
 
 
 def _wrong_label() -> Callable[[Example, str | None], bool]:
@@ -93,6 +106,7 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="*", choices=NAMES, default=list(NAMES))
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--across-labels", action="store_true")
+    parser.add_argument("--by-source", action="store_true", help="value mixed sources by means")
     parser.add_argument("--horizons", type=int, nargs="*")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -104,16 +118,27 @@ def main() -> None:
             run = recorded(scenario, seed, options.cache)
             stage = run.stage(stage_name)
             examples = run.evaluation_set("test")
-            asked, judges = halves(examples, Question(groups=groups))
-            horizons = options.horizons or usual_horizons(stage.steps)
-            per_label = not options.across_labels
-            tried = try_horizons(run, stage, "test", asked, 0.5, horizons, per_label=per_label)
-            best = tried[0].ranking
+            wanted = Wanted(
+                stage=stage_name,
+                set_name="test",
+                question=Question(groups=groups),
+                behaviour="loss",
+                horizons=tuple(options.horizons or usual_horizons(stage.steps)),
+                per_label=not options.across_labels,
+                by="source" if options.by_source else "",
+                draws=options.draws,
+            )
+            judges = wanted.sides(examples)[1]
+            of_source = sources(run, stage, seed) if options.by_source else None
+            trials = try_horizons(run, stage, wanted, of_source)
+            tried, best = trials.tried, trials.best
             kept = best.kept(0.5)
             proof = prove(run, stage, "test", judges, best, kept, options.draws)
             curve = ", ".join(
                 f"{t.ranking.facts.horizon}: {np.mean(t.values):.4f}" for t in tried if t.values
             )
+            if trials.random:
+                curve += f", random: {np.mean(trials.random):.4f}"
             print(
                 f"{name} seed {seed}, {time.process_time() - began:.0f} s of processor time: "
                 f"horizon {best.facts.horizon} ({curve})",
@@ -123,7 +148,8 @@ def main() -> None:
                 bad = to_drop(run, stage, one.ranking, seed)
                 dropped, tenth = bad[len(kept) :], bad[-(len(bad) // 10) :]
                 print(
-                    f"  horizon {one.ranking.facts.horizon}: {dropped.sum() / bad.sum():.1%} of "
+                    f"  horizon {one.ranking.facts.horizon}, halves agree by "
+                    f"{one.ranking.agreement:.2f}: {dropped.sum() / bad.sum():.1%} of "
                     f"{what} are dropped; of the worst tenth {tenth.mean():.1%} are such, of all "
                     f"that is dropped {dropped.mean():.1%}, of all {bad.mean():.1%}"
                 )

@@ -47,10 +47,10 @@ def test_a_choice_is_offered_with_its_cost_in_replays(
     monkeypatch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
     app = _page(open_page, demo)
     said = words(app)
-    assert "3 backward sweeps through adapt, and 38 replays of adapt (15 steps each)" in said
+    assert "3 backward sweeps through adapt, and 46 replays of adapt (15 steps each)" in said
     app.selectbox(key="next-keep").set_value(0.25)
     app.selectbox(key="next-draws").set_value(4)
-    assert "22 replays" in words(check(app.run()))
+    assert "30 replays" in words(check(app.run()))
     check(app.button(key="train-next").click().run())
     ((command, *rest),) = started
     assert command == "select" and rest == [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import stagelens
 from stagelens.analyses.contributions.first_order import contributions
 from stagelens.analyses.contributions.parts_of_the_set import parts_path
-from stagelens.analyses.selection.tables import ranking_path
+from stagelens.analyses.selection.ranked import ranking_path
 from stagelens.analyses.training_data.tables import looks_path
 from stagelens.analyses.without_data.stored import without_data_path
 from stagelens.contracts import CARRIED, Example

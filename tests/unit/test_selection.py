@@ -21,19 +21,11 @@ from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.contributions.first_order import behaviour_gradient, contributions
 from stagelens.analyses.selection import horizons
 from stagelens.analyses.selection.halves import halves
-from stagelens.analyses.selection.proving import part_of, prove
+from stagelens.analyses.selection.outcomes import Wanted
+from stagelens.analyses.selection.proving import prove
+from stagelens.analyses.selection.ranked import load_ranking, ranking_path
 from stagelens.analyses.selection.ranking import mean_by_use, rank
-from stagelens.analyses.selection.tables import (
-    KINDS,
-    Ranking,
-    RankingFacts,
-    count_kept,
-    label_counts,
-    load_proof,
-    load_ranking,
-    proof_path,
-    ranking_path,
-)
+from stagelens.analyses.selection.tables import KINDS, load_proof, proof_path
 from stagelens.cli import app
 from stagelens.contracts import CARRIED, Example, Refused, SetError, StageLensError
 from stagelens.derivatives.adjoint import StepContribution, sweep_within
@@ -75,7 +67,8 @@ def _within(run: Run, horizon: int, others: int = 0) -> list[StepContribution]:
     def gradient(own: LinearStage, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return behaviour_gradient(run, own, "margin", EXAMPLES, values)[1]
 
-    return sweep_within(run, run.stages[1], gradient, horizon, others)
+    (found,) = sweep_within(run, run.stages[1], [gradient], horizon, others)
+    return found
 
 
 def _to_the_end(run: Run) -> dict[int, np.ndarray]:
@@ -167,49 +160,6 @@ def test_the_mean_is_over_every_value_of_an_example_whichever_step_gave_it() -> 
     np.testing.assert_allclose(found, [(1 + 20 + 60) / 3, (10 + 30) / 2, np.nan])
 
 
-def test_of_every_label_the_same_share_is_chosen_and_dropped() -> None:
-    ids = [f"{label}{n}" for label in "ab" for n in range(6)]
-    facts = RankingFacts.model_construct(per_label=False)
-    table = pd.DataFrame({"example_id": ids, "label": [name[0] for name in ids]})
-    ranking = Ranking(facts, table)
-    within = ranking.within_labels()
-    assert within.facts.per_label and sorted(within.ids) == sorted(ids)
-    assert sorted(within.kept(0.5)) == ["a0", "a1", "a2", "b0", "b1", "b2"]
-    assert sorted(within.ids[-4:]) == ["a4", "a5", "b4", "b5"]
-    # Numbers, say, are no classes to choose within.
-    numbers = Ranking(facts, table.assign(label=ids))
-    assert numbers.within_labels() is numbers
-
-
-def test_random_examples_have_the_balance_of_a_choice_within_labels() -> None:
-    labels = ["a"] * 9 + ["b"] * 3
-    facts = RankingFacts.model_construct(per_label=True)
-    ids = [f"{label}{n}" for n, label in enumerate(labels)]
-    ranking = Ranking(facts, pd.DataFrame({"example_id": ids, "label": labels}))
-    chosen = [*ids[:3], ids[-1]]
-    counts = label_counts(facts, ranking.table[ranking.table["example_id"].isin(chosen)])
-    assert counts == {"a": 3, "b": 1}
-    halves = [part_of(ranking, chosen, counts, "random", draw) for draw in range(8)]
-    for half in halves:
-        assert sorted(name[0] for name in half) == ["a", "a", "a", "b"]
-    assert len({frozenset(half) for half in halves}) > 4
-    # Of a label that nothing is chosen of, nothing is drawn.
-    assert part_of(ranking, ids[-2:], {"b": 2}, "random", 0) < set(ids[-3:])
-    # Where labels compete, their balance is what was chosen, and random examples have any.
-    assert label_counts(RankingFacts.model_construct(per_label=False), ranking.table) == {}
-    every = [part_of(ranking, chosen, {}, "random", draw) for draw in range(8)]
-    assert len({sum(name[0] == "a" for name in half) for half in every}) > 1
-
-
-def test_of_those_that_are_alike_the_best_is_kept_until_no_others_are_left() -> None:
-    ranking = Ranking(None, pd.DataFrame({"example_id": list("abcd")}))  # type: ignore[arg-type]
-    assert ranking.kept(0.5) == ["a", "b"]
-    alike = {"a": 0, "b": 0}
-    assert ranking.kept(0.5, alike) == ["a", "c"]
-    assert ranking.kept(0.75, alike) == ["a", "c", "d"] and ranking.kept(1.0, alike)[-1] == "b"
-    assert (count_kept(3, 0.5), count_kept(10, 0.01), count_kept(10, 1.0)) == (2, 1, 10)
-
-
 LABELS = [number % 2 for number in range(24)]
 PIXELS = np.random.default_rng(0).integers(0, 120, (24, 4, 4), dtype=np.uint8)
 PIXELS[::2, :2] += 80
@@ -297,13 +247,18 @@ def test_what_was_stored_for_another_question_is_not_believed(noisy: Run) -> Non
         assert load_proof(path, facts.model_copy(update={"asked": "x"}), kind, 0) is None
         # What is beside any choice is the same beside another one.
         assert (load_proof(path, other, kind, 0) is None) == (kind in ("chosen", "worst"))
+    # The worst of another target's ranking are others, though as many judge it.
+    paths = [proof_path(noisy, f, examples, ids, kept, "worst", 0) for f in (facts, other)]
+    assert paths[0] != paths[1]
     # Random ones that were drawn of whatever labels are no others' of the same size.
     balanced = facts.model_copy(update={"labels": {"a": 3, "b": 3}})
     paths = [proof_path(noisy, f, examples, ids, kept, "random", 0) for f in (facts, balanced)]
     assert paths[0] != paths[1] and load_proof(paths[0], balanced, "random", 0) is None
-    # The worst of another target's ranking are others, though as many judge it.
-    paths = [proof_path(noisy, f, examples, ids, kept, "worst", 0) for f in (facts, other)]
-    assert paths[0] != paths[1]
+
+
+def _wanted(**more: Any) -> Wanted:
+    usual = {"stage": "second", "set_name": "test", "behaviour": "loss", "horizons": (2, 4, 8)}
+    return Wanted(**{**usual, **more})
 
 
 def test_a_horizon_whose_choice_ends_in_no_numbers_is_the_last(
@@ -316,10 +271,58 @@ def test_a_horizon_whose_choice_ends_in_no_numbers_is_the_last(
         return SimpleNamespace(values=lambda _kind, _behaviour: own)
 
     monkeypatch.setattr(horizons, "prove", proved)
-    tried = horizons.try_horizons(
-        noisy, noisy.stage("second"), "test", Question(), 0.5, [2, 4, 8], "loss"
-    )
-    assert [one.ranking.facts.horizon for one in tried] == [8, 4, 2]
+    found = horizons.try_horizons(noisy, noisy.stage("second"), _wanted())
+    assert [one.ranking.facts.horizon for one in found.tried] == [8, 4, 2]
+
+
+def test_each_half_of_the_target_judges_what_the_other_half_chose(
+    noisy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, tuple[str, ...], list[str]]] = []
+
+    def proved(*asked: Any, draws: int, kinds: tuple[str, ...], **_options: Any) -> Any:
+        _, _, _, question, ranking, chosen = asked
+        assert draws == 2
+        seen.append((kinds[0], question.ids, chosen))
+        assert chosen == ranking.kept(0.5)
+        own = np.array([float(len(seen)), 3.0 * len(seen)])
+        return SimpleNamespace(values=lambda _kind, _behaviour: own)
+
+    monkeypatch.setattr(horizons, "prove", proved)
+    found = horizons.try_horizons(noisy, noisy.stage("second"), _wanted(horizons=(4, 8)))
+    assert [kind for kind, _, _ in seen] == ["chosen"] * 4 + ["random"]
+    first, second = halves(noisy.evaluation_set("test"), Question())
+    for number, one in ((0, 4), (2, 8)):
+        ranking = next(t.ranking for t in found.tried if t.ranking.facts.horizon == one)
+        table = ranking.table.set_index("example_id")
+        for place, own, judges in (
+            (number, "first_half", second),
+            (number + 1, "second_half", first),
+        ):
+            assert seen[place][1] == judges.ids
+            # Within labels, of which there are six examples each.
+            for _, part in table.groupby("label"):
+                best = set(part[own].nlargest(len(part) // 2).index)
+                assert best <= set(seen[place][2])
+    by_horizon = {t.ranking.facts.horizon: t.values for t in found.tried}
+    assert by_horizon == {4: (1.5, 4.5), 8: (3.5, 10.5)} and found.random == (5.0, 15.0)
+
+
+def test_halves_of_the_target_are_ranked_as_they_would_be_alone(noisy: Run) -> None:
+    """One sweep for both is a sweep for each, and their mean is that of the whole target."""
+    stage = noisy.stages[1]
+    whole = rank(noisy, stage, "test", Question(), 8)
+    alone = [
+        rank(noisy, stage, "test", own, 8)
+        for own in halves(noisy.evaluation_set("test"), Question())
+    ]
+    for own, name in zip(alone, ("first_half", "second_half"), strict=True):
+        mine = own.table.set_index("example_id")["value"]
+        np.testing.assert_allclose(mine[whole.ids], whole.table[name], rtol=1e-4, atol=1e-9)
+    halved = whole.table[["first_half", "second_half"]]
+    np.testing.assert_allclose(halved.mean(axis=1), whole.table["value"], rtol=1e-9)
+    assert -1 <= whole.agreement <= 1
+    assert whole.agreement == pytest.approx(halved.corr("spearman").iloc[0, 1])
 
 
 def test_halves_keep_the_copies_of_a_source_together(noisy: Run) -> None:

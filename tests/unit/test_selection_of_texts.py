@@ -120,7 +120,7 @@ def test_an_outcome_is_found_again_by_what_was_asked(path: Path) -> None:
         stage="two", set_name="test", behaviour="loss", horizons=(2, 4), keep=0.6, draws=3
     )
     outcome = choose(run, wanted)
-    assert outcome.proof is not None and wanted.replays == 2 * 2 + 4 * 3
+    assert outcome.proof is not None and wanted.replays == 2 * (2 * 2 + 1) + 4 * 3
     assert [trial.horizon for trial in outcome.facts.trials] == [2, 4]
     assert all(len(trial.values) == 2 for trial in outcome.facts.trials)
     assert [part for part, _, _ in outcome.measured("loss")] == ["all", "chosen", "random", "worst"]

@@ -128,7 +128,8 @@ def _within(
     found: list[StepContribution] = []
     for stage in stages:
         part = overall.part(done / total, (done + stage.steps) / total)
-        found += sweep_within(run, stage, gradient, horizon, options=options, progress=part)
+        (own,) = sweep_within(run, stage, [gradient], horizon, options=options, progress=part)
+        found += own
         done += stage.steps
     return found
 
@@ -178,6 +179,26 @@ def behaviour_gradient(
     Raises:
         Refused: The task has no such behaviour, or none of the examples has a value.
     """
+    value, slopes, count = behaviour_sum(run, last, behaviour, examples, values)
+    if not count:
+        raise no_value(behaviour, examples)
+    return value / count, {name: total / count for name, total in slopes.items()}
+
+
+def behaviour_sum(
+    run: Run,
+    last: LinearStage,
+    behaviour: str,
+    examples: Sequence[Example],
+    values: Mapping[str, Tensor] | None = None,
+) -> tuple[float, dict[str, Tensor], int]:
+    """As :func:`behaviour_gradient`, of the sum, and of how many examples it is.
+
+    Batches and parts of a target differ in how many examples have a value: sums add up.
+
+    Raises:
+        Refused: The task has no such behaviour.
+    """
     x = last.loss.place(last.end.values if values is None else values)
     total: list[Tensor] = [torch.zeros_like(t) for t in x]
     value, count = 0.0, 0
@@ -185,13 +206,10 @@ def behaviour_gradient(
         kept = measured[~measured.isnan()]
         if kept.numel() == 0:
             continue
-        # Sums, divided at the end: batches differ in how many examples have a value.
         slopes = torch.autograd.grad(kept.sum(), x, allow_unused=True, materialize_grads=True)
         total = [a + b for a, b in zip(total, slopes, strict=True)]
         value, count = value + float(kept.detach().sum()), count + kept.numel()
-    if not count:
-        raise _no_value(behaviour, examples)
-    return value / count, {n: t / count for n, t in zip(last.loss.names, total, strict=True)}
+    return value, dict(zip(last.loss.names, total, strict=True)), count
 
 
 def behaviour_along(
@@ -226,11 +244,12 @@ def behaviour_along(
         slopes.append(pushed.double().cpu().numpy())
     all_found = np.concatenate(found)
     if not (direction is None or np.isfinite(all_found).any()):
-        raise _no_value(behaviour, examples)
+        raise no_value(behaviour, examples)
     return all_found, np.concatenate(slopes)
 
 
-def _no_value(behaviour: str, examples: Sequence[Example]) -> Refused:
+def no_value(behaviour: str, examples: Sequence[Example]) -> Refused:
+    """That a behaviour has no value on any of these examples."""
     return Refused(
         f"none of the {len(examples)} examples has a {behaviour}; give examples with labels"
     )

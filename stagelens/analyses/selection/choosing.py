@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from stagelens.analyses.training_data.by_column import groups_by
 from stagelens.contracts import ACCURACY, Progress, ProgressCallback, no_progress
 from stagelens.effects.results import BehaviourFacts
 from stagelens.runs.run import Run
@@ -12,6 +15,7 @@ from .durations import SWEEP
 from .horizons import try_horizons
 from .outcomes import Outcome, OutcomeFacts, Trial, Wanted, load_outcome, outcome_path, save_outcome
 from .proving import prove
+from .ranked import COLUMNS
 
 
 def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -> Outcome:
@@ -26,7 +30,8 @@ def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -
 
     Raises:
         SetError: The question names what the set does not have.
-        StageLensError: The target has too few examples to prove anything.
+        StageLensError: The target has too few examples to prove anything, or the training examples
+            have no column ``wanted.by``.
         Refused: The stage has no derivatives, or it or a later one cannot be replayed.
     """
     examples, stage = run.evaluation_set(wanted.set_name), run.stage(wanted.stage)
@@ -34,15 +39,11 @@ def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -
     stored = load_outcome(run, examples, outcome_path(run, examples, wanted))
     if stored is not None:
         return stored
-    ranks, judges = wanted.sides(examples)
+    judges = wanted.sides(examples)[1]
     overall = Progress(progress)
-    tried = try_horizons(
-        *(run, stage, examples.name, ranks, wanted.keep, wanted.horizons, wanted.behaviour),
-        overall.part(0.0, _ranked_part(wanted)),
-        wanted.curvature,
-        wanted.per_label,
-    )
-    best = tried[0].ranking
+    groups = groups_by(run, stage.name, wanted.by) if wanted.by else None
+    trials = try_horizons(run, stage, wanted, groups, overall.part(0.0, _ranked_part(wanted)))
+    best = trials.best
     compared = overall.part(_ranked_part(wanted), _ranked_part(wanted))
     alike = near_duplicates(run, stage.name, compared) if wanted.distinct else {}
     chosen = best.kept(wanted.keep, alike)
@@ -58,15 +59,20 @@ def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -
         wanted=wanted,
         ranking=best.facts,
         trials=tuple(
-            Trial(horizon=one.ranking.facts.horizon, values=one.values)
-            for one in sorted(tried, key=lambda each: each.ranking.facts.horizon)
+            Trial(
+                horizon=one.ranking.facts.horizon,
+                values=one.values,
+                agreement=None if np.isnan(agreed := one.ranking.agreement) else agreed,
+            )
+            for one in sorted(trials.tried, key=lambda each: each.ranking.facts.horizon)
         ),
+        random=trials.random,
         of=len(best.table),
         judged=len(judges.of(examples)) if wanted.draws else 0,
         alike=len(passed_over),
         behaviours=tuple(BehaviourFacts.of(k) for k in (*run.task.behaviour_kinds, ACCURACY)),
     )
-    kept = best.table[best.table["example_id"].isin(chosen)]
+    kept = best.table.loc[best.table["example_id"].isin(chosen), list(COLUMNS)]
     # Chosen within labels, but listed by value: the best come first for whoever takes fewer.
     kept = kept.sort_values("value", ascending=False, kind="stable", ignore_index=True)
     path = save_outcome(run, examples, facts, kept)

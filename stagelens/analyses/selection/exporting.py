@@ -15,7 +15,7 @@ def row_numbers(kept: pd.DataFrame, stage: str) -> list[int]:
     examples, and leaves how often each is trained on as it was.
 
     Args:
-        kept: Rows of ``tables.COLUMNS``, the most helpful first.
+        kept: Rows of ``ranked.COLUMNS``, the most helpful first.
         stage: The stage's name, for the error.
 
     Returns:
@@ -40,7 +40,7 @@ def with_places(kept: pd.DataFrame, rows: TrainingRows | None) -> pd.DataFrame:
     data they are: batch by batch, in the order of training.
 
     Args:
-        kept: Rows of ``tables.COLUMNS``.
+        kept: Rows of ``ranked.COLUMNS``.
         rows: The stage's examples; None where they are not listed, which leaves the first use.
 
     Returns:

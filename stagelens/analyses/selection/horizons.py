@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.contracts import Progress, ProgressCallback, no_progress
-from stagelens.derivatives.curvature_kinds import USUAL, Curvature
 from stagelens.runs.run import Run, Stage
+from stagelens.runs.sets.folds import folds
 
-from .outcomes import TRIALS
+from .outcomes import TRIALS, Wanted
 from .proving import prove
+from .ranked import HALVES, Ranking
 from .ranking import rank
-from .tables import Ranking
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Tried:
     """A horizon, and the target after the stage was replayed with what it chose.
 
     Attributes:
-        ranking: Made with it.
+        ranking: Made with it, by all of the target's examples.
         values: The target's mean behaviour, by draw; none of a horizon that is not judged.
     """
 
@@ -31,64 +31,113 @@ class Tried:
     values: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class Trials:
+    """All horizons, the best one first.
+
+    Attributes:
+        tried: The horizons.
+        random: What as many random examples gave in the same draws; none where nothing was judged.
+    """
+
+    tried: list[Tried]
+    random: tuple[float, ...] = ()
+
+    @property
+    def best(self) -> Ranking:
+        """Of the best horizon."""
+        return self.tried[0].ranking
+
+
 def try_horizons(
     run: Run,
     stage: Stage,
-    set_name: str,
-    question: Question,
-    keep: float,
-    horizons: Sequence[int],
-    behaviour: str | None = None,
+    wanted: Wanted,
+    groups: Mapping[str, str] | None = None,
     progress: ProgressCallback = no_progress,
-    curvature: Curvature = USUAL,
-    per_label: bool = True,
-) -> list[Tried]:
-    """Rank by every horizon, and replay what each would choose; the best one first.
+) -> Trials:
+    """Rank by every horizon, and replay what each would choose.
 
     Where first order breaks down, a longer look ahead says less, and one that is too short sees
-    little but the next step: at higher learning rates the best horizon is shorter. The target's own
-    examples judge, so that what is proved later is proved on others.
+    little but the next step: at higher learning rates the best horizon is shorter. Each half of the
+    target's examples judges what the other half alone would choose, so that a ranking which fits
+    the examples it was made for, and no others, is not taken for a good one.
 
     Args:
         run: The run.
         stage: Whose examples.
-        set_name: The evaluation set that the target is of.
-        question: Which of its examples.
-        keep: The share of the stage's examples that is chosen.
-        horizons: In steps. A single one is not replayed.
-        behaviour: What is to become better; see :func:`~.ranking.target_behaviour`.
+        wanted: What is asked. A single horizon is not replayed.
+        groups: Example to its group of the column ``wanted.by``; see
+            :meth:`~.ranked.Ranking.by_groups`.
         progress: Called for every step.
-        curvature: What stands for second derivatives.
-        per_label: Whether the same share of every label is chosen; see
-            :meth:`~.tables.Ranking.within_labels`.
 
     Raises:
         SetError: The question names what the set does not have.
         Refused: As :func:`~.ranking.rank` and :func:`~.proving.prove`.
     """
     overall, found = Progress(progress), []
-    for number, horizon in enumerate(horizons):
-        part = overall.part(number / len(horizons), (number + 1) / len(horizons))
-        asked = (run, stage, set_name, question, horizon, behaviour)
-        ranking = rank(*asked, part.part(0.0, 0.7), curvature)
-        if per_label:
+    examples = run.evaluation_set(wanted.set_name)
+    question = wanted.sides(examples)[0]
+    count = len(wanted.horizons)
+    for number, horizon in enumerate(wanted.horizons):
+        part = overall.part(number / count, (number + 1) / count)
+        asked = (run, stage, wanted.set_name, question, horizon, wanted.behaviour)
+        ranking = rank(*asked, part.part(0.0, 0.7), wanted.curvature)
+        if groups is not None:
+            ranking = ranking.by_groups(wanted.by, groups)
+        if wanted.per_label:
             ranking = ranking.within_labels()
         values: tuple[float, ...] = ()
-        if len(horizons) > 1:
-            proof = prove(
-                *(run, stage, set_name, question, ranking, ranking.kept(keep)),
-                draws=TRIALS,
-                kinds=("chosen",),
-                progress=part.part(0.7, 1.0),
-            )
-            values = tuple(proof.values("chosen", ranking.facts.behaviour.name).tolist())
+        if count > 1:
+            values = _judged(run, stage, wanted, question, ranking, part.part(0.7, 1.0))
         found.append(Tried(ranking, values))
-    if len(found) == 1:
-        return found
-    sign = found[0].ranking.facts.behaviour.behaviour().sign
+    if count == 1:
+        return Trials(found)
+    kept = found[0].ranking.kept(wanted.keep)
+    beside = prove(
+        *(run, stage, wanted.set_name, question, found[0].ranking, kept),
+        draws=TRIALS,
+        kinds=("random",),
+    )
+    kind = found[0].ranking.facts.behaviour
 
     def worth(tried: Tried) -> float:
         mean = float(np.mean(tried.values))
-        return -np.inf if np.isnan(mean) else sign * mean  # of models that are no longer finite
+        # Of models that are no longer finite there is no number.
+        return -np.inf if np.isnan(mean) else kind.behaviour().sign * mean
 
-    return sorted(found, key=worth, reverse=True)
+    best_first = sorted(found, key=worth, reverse=True)
+    return Trials(best_first, tuple(beside.values("random", kind.name).tolist()))
+
+
+def _judged(
+    run: Run,
+    stage: Stage,
+    wanted: Wanted,
+    question: Question,
+    ranking: Ranking,
+    progress: ProgressCallback,
+) -> tuple[float, ...]:
+    """The target's mean behaviour by draw, each half after a replay of what the other half chose.
+
+    Of a target that has no halves, that after a replay of what it chose itself.
+    """
+    examples = run.evaluation_set(wanted.set_name)
+    halves = folds(examples, question.of(examples), len(HALVES))
+    orders = [ranking.by_half(half) for half in range(len(HALVES))]
+    pairs = [
+        (order, Question(ids=judges))
+        for order, judges in zip(orders, reversed(halves), strict=False)
+        if order is not None
+    ] or [(ranking, question)]
+    overall, values, sizes = Progress(progress), [], []
+    for number, (order, judges) in enumerate(pairs):
+        proof = prove(
+            *(run, stage, wanted.set_name, judges, order, order.kept(wanted.keep)),
+            draws=TRIALS,
+            kinds=("chosen",),
+            progress=overall.part(number / len(pairs), (number + 1) / len(pairs)),
+        )
+        values.append(proof.values("chosen", ranking.facts.behaviour.name))
+        sizes.append(len(judges.of(examples)))
+    return tuple(np.average(values, axis=0, weights=sizes).tolist())

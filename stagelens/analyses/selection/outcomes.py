@@ -21,17 +21,8 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.training_rows import example_key
 
 from .halves import halves
-from .tables import (
-    COLUMNS,
-    KINDS,
-    Proof,
-    ProofFacts,
-    RankingFacts,
-    TrainedOn,
-    label_counts,
-    load_proof,
-    proof_path,
-)
+from .ranked import COLUMNS, RankingFacts
+from .tables import KINDS, Proof, ProofFacts, TrainedOn, label_counts, load_proof, proof_path
 
 _METHOD = 2
 """Part of every key; raised when what is stored changes."""
@@ -55,6 +46,8 @@ class Wanted(BaseModel):
         horizons: How many steps later the target is asked; several are judged by replay.
         keep: The share of the examples that is chosen.
         per_label: Whether the same share of every label is chosen.
+        by: The column of the training examples by whose groups they are valued; empty for each by
+            itself.
         distinct: Whether of inputs that are nearly the same only the best is kept.
         draws: How many prove the choice; with none, the whole target ranks.
         curvature: What stands for second derivatives, see :mod:`stagelens.derivatives.products`.
@@ -70,14 +63,18 @@ class Wanted(BaseModel):
     horizons: tuple[int, ...]
     keep: float = 0.5
     per_label: bool = True
+    by: str = ""
     distinct: bool = False
     draws: int = 0
     curvature: Curvature = "exact"
 
     @property
     def trials(self) -> int:
-        """How many models are replayed to judge horizons."""
-        return TRIALS * len(self.horizons) if len(self.horizons) > 1 else 0
+        """How many models are replayed to judge horizons.
+
+        Of each what both halves of the target would choose, and random examples once.
+        """
+        return TRIALS * (2 * len(self.horizons) + 1) if len(self.horizons) > 1 else 0
 
     @property
     def replays(self) -> int:
@@ -105,12 +102,15 @@ class Trial(BaseModel):
     Attributes:
         horizon: In steps.
         values: The target's mean behaviour, by draw; none where it was the only horizon.
+        agreement: Rank correlation between the orders by one half of the ranking examples and by
+            the other; None where there are no halves, and in outcomes of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True)
 
     horizon: int
     values: tuple[float, ...] = ()
+    agreement: float | None = None
 
     @property
     def mean(self) -> float:
@@ -127,6 +127,8 @@ class OutcomeFacts(BaseModel):
         wanted: What was asked.
         ranking: What the examples were chosen from: the best horizon's.
         trials: Every horizon, the shortest first.
+        random: The target's mean behaviour with as many random examples, in the draws of the
+            trials; none where nothing was tried, and in outcomes of earlier versions.
         of: How many examples the stage has.
         judged: How many of the target's examples judged the choice.
         alike: How many examples were passed over because a better one is nearly the same.
@@ -140,6 +142,7 @@ class OutcomeFacts(BaseModel):
     wanted: Wanted
     ranking: RankingFacts
     trials: tuple[Trial, ...]
+    random: tuple[float, ...] = ()
     of: int
     judged: int = 0
     alike: int = 0
@@ -152,7 +155,7 @@ class Outcome:
 
     Attributes:
         facts: What it says of itself.
-        kept: The chosen examples, the most helpful first (:data:`~.tables.COLUMNS`).
+        kept: The chosen examples, the most helpful first (:data:`~.ranked.COLUMNS`).
         proof: What models answered that were replayed with parts of the examples; None where
             nobody asked for a proof.
     """
@@ -165,6 +168,24 @@ class Outcome:
     def behaviour(self) -> Behaviour:
         """What was to become better."""
         return self.facts.ranking.behaviour.behaviour()
+
+    @property
+    def agreement(self) -> float | None:
+        """Of the horizon that was taken; see :class:`Trial`."""
+        taken = self.facts.ranking.horizon
+        return next((one.agreement for one in self.facts.trials if one.horizon == taken), None)
+
+    @property
+    def beats_random(self) -> bool | None:
+        """Whether what was taken is better than random examples in the trials; None if not tried.
+
+        Each half of the ranking examples judged what the other half would choose.
+        """
+        taken = self.facts.ranking.horizon
+        own = next((one.mean for one in self.facts.trials if one.horizon == taken), np.nan)
+        if not self.facts.random or np.isnan(own):
+            return None
+        return bool(self.behaviour.sign * (own - float(np.mean(self.facts.random))) > 0)
 
     @property
     def ids(self) -> list[str]:
@@ -197,7 +218,7 @@ def outcome_path(run: Run, examples: EvaluationSet, wanted: Wanted) -> Path:
     """
     own = (wanted.behaviour, sorted(wanted.horizons), wanted.keep, wanted.distinct, wanted.draws)
     ids = asked_digest(wanted.question.of(examples))
-    kind = (wanted.per_label, *key_of(wanted.curvature))
+    kind = (wanted.per_label, *key_of(wanted.curvature), *([wanted.by] if wanted.by else []))
     parts = (run.digest, wanted.stage, examples.digest, ids, *own, *kind)
     key = digest(_METHOD, *parts, *example_key(run, wanted.stage))[:32]
     return run.files.inside(f"{_FOLDER}/outcome-{key}.parquet")

@@ -20,12 +20,12 @@ from stagelens.runs.run import Run, Stage
 from stagelens.runs.states import TrainingState, Weights
 from stagelens.runs.training_rows import training_rows
 
+from .ranked import Ranking
 from .tables import (
     KINDS,
     PROVED,
     Proof,
     ProofFacts,
-    Ranking,
     TrainedOn,
     label_counts,
     load_proof,

@@ -15,17 +15,26 @@ import pandas as pd
 from torch import Tensor
 
 from stagelens.analyses.contributions.contribution_table import Question, asked_digest
-from stagelens.analyses.contributions.first_order import behaviour_gradient
-from stagelens.contracts import Behaviour, Progress, ProgressCallback, Refused, Task, no_progress
+from stagelens.analyses.contributions.first_order import behaviour_sum, no_value
+from stagelens.contracts import (
+    Behaviour,
+    Example,
+    Progress,
+    ProgressCallback,
+    Refused,
+    Task,
+    no_progress,
+)
 from stagelens.derivatives.adjoint import StepContribution, sweep_within
 from stagelens.derivatives.curvature_kinds import USUAL, Curvature
 from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage
 from stagelens.effects.results import BehaviourFacts
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
+from stagelens.runs.sets.folds import folds
 from stagelens.runs.training_rows import TrainingRows, rows_used, training_rows
 
-from .tables import COLUMNS, Ranking, RankingFacts, load_ranking, ranking_path
+from .ranked import HALVES, RANKED, Ranking, RankingFacts, load_ranking, ranking_path
 
 OTHERS = 6
 """Other steps whose examples are weighed at every step."""
@@ -87,13 +96,12 @@ def rank(
     stored = load_ranking(*wanted)
     if stored is not None:
         return stored
-    asked = examples.by_id(ids)
-
-    def gradient(own: LinearStage, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return behaviour_gradient(run, own, kind.name, asked, values)[1]
-
+    parts = [_Part(run, kind, examples.by_id(own)) for own in folds(examples, ids, 2)]
     options, swept = DerivativeOptions(curvature=curvature), overall.part(0.05, 1.0)
-    found = sweep_within(run, stage, gradient, horizon, OTHERS, options, swept)
+    found = sweep_within(run, stage, parts, horizon, OTHERS, options, swept)
+    counts = [part.count for part in parts]
+    if not any(counts):
+        raise no_value(kind.name, examples.by_id(ids))
     facts = RankingFacts(
         run_digest=run.digest,
         set_digest=examples.digest,
@@ -105,10 +113,23 @@ def rank(
         curvature=curvature,
         asked=asked_digest(ids),
     )
-    values = mean_by_use(rows, found) * kind.sign
-    ranking = Ranking(facts, _table(rows, values, _numbers(run.task, stage, rows)))
+    values = np.stack([mean_by_use(rows, own) for own in found]) * kind.sign
+    ranking = Ranking(facts, _table(rows, values, counts, _numbers(run.task, stage, rows)))
     fact_tables.write(ranking_path(*wanted), ranking.table, facts)
     return ranking
+
+
+class _Part:
+    """A part of the target: the gradient of its mean, and how many examples that is of."""
+
+    def __init__(self, run: Run, kind: Behaviour, examples: Sequence[Example]) -> None:
+        self.run, self.kind, self.examples = run, kind, examples
+        self.count = 0
+
+    def __call__(self, own: LinearStage, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        asked = (self.run, own, self.kind.name, self.examples, values)
+        _, slopes, self.count = behaviour_sum(*asked)
+        return {name: total / max(self.count, 1) for name, total in slopes.items()}
 
 
 def mean_by_use(rows: TrainingRows, found: Sequence[StepContribution]) -> np.ndarray:
@@ -154,17 +175,23 @@ def _numbers(task: Task, stage: Stage, rows: TrainingRows) -> list[str | None]:
     return found
 
 
-def _table(rows: TrainingRows, values: np.ndarray, numbers: Sequence[str | None]) -> pd.DataFrame:
+def _table(
+    rows: TrainingRows, values: np.ndarray, counts: Sequence[int], numbers: Sequence[str | None]
+) -> pd.DataFrame:
+    """The ranking of (H, N) values, one row of them per part of the target and its size."""
     table = rows.table
+    known = len(values) == len(HALVES) and all(counts)
+    halves = values if known else np.full((len(HALVES), len(rows)), np.nan)
     ranked = pd.DataFrame(
         {
             "example_id": table["example_id"],
             "label": table["label"],
             "uses": table["uses"],
             "rows": pd.array(numbers, dtype="string"),
-            "value": values,
+            "value": np.average(values, axis=0, weights=counts),
+            **dict(zip(HALVES, halves, strict=True)),
         },
-        columns=list(COLUMNS),
-    ).astype(COLUMNS)
+        columns=list(RANKED),
+    ).astype(RANKED)
     # Stable, so that equals stay in the order in which they were first seen.
     return ranked.sort_values("value", ascending=False, kind="stable", ignore_index=True)

@@ -12,6 +12,10 @@ from stagelens.wording.trust_words import FIRST_ORDER
 from .outcomes import Outcome, Wanted
 from .tables import KINDS, TrainedOn
 
+LITTLE = 0.5
+"""Rank correlation between halves of the target below which an order is called mostly chance: of
+the whole target's order, less than two thirds then is no chance (Spearman and Brown)."""
+
 FILLED_UP_BY_NOTHING = (
     "Rows left out leave the batches that were drawn, and no others come in their place."
 )
@@ -61,9 +65,37 @@ def chosen(outcome: Outcome) -> str:
     )
     if facts.ranking.per_label:
         said += "; the same share of every label"
+    if facts.wanted.by:
+        said += f"; every example valued as the mean of its group by {facts.wanted.by}"
     if facts.alike:
         said += f"; {count_text(facts.alike, 'other')} passed over, nearly the same as a better one"
     return said
+
+
+def rests_on(outcome: Outcome) -> str:
+    """How far the order depends on which examples the target happens to have; empty if unknown.
+
+    Two things are known before any proof: whether both halves of the ranking examples give the same
+    order, and whether what either half would choose is better than random examples on the other.
+    """
+    agreed, better = outcome.agreement, outcome.beats_random
+    little = agreed is not None and agreed < LITTLE
+    parts = []
+    if agreed is not None:
+        parts.append(
+            f"two halves of the ranking examples agree on the order by {agreed:.2f} of 1"
+            + (": it is mostly chance which examples they are" if little else "")
+        )
+    if better is False:
+        parts.append("in the trials no horizon's choice was better than random examples")
+    if not parts:
+        return ""
+    found = "; ".join(parts)
+    advice = ""
+    if little or better is False:
+        by_source = ", or value the training examples by a column such as their source"
+        advice = f" Take a larger target{'' if outcome.facts.wanted.by else by_source}."
+    return f"{found[0].upper()}{found[1:]}.{advice}"
 
 
 def trained_on(kind: TrainedOn, size: int) -> str:

@@ -1,10 +1,9 @@
-"""A ranking of training examples on disk, and what replaying its choice gave. Without torch."""
+"""What replaying a choice of training examples gave, on disk. Without torch."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,185 +14,27 @@ from pydantic import BaseModel, ConfigDict
 
 from stagelens.analyses.contributions.contribution_table import asked_digest
 from stagelens.contracts import Behaviour
-from stagelens.derivatives.curvature_kinds import USUAL, Curvature, key_of
+from stagelens.derivatives.curvature_kinds import key_of
 from stagelens.effects.draws import DrawInterval, interval_over_draws
 from stagelens.effects.results import BehaviourFacts
 from stagelens.runs import fact_tables
-from stagelens.runs.run import Run, Stage
+from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.training_rows import example_key
 
+from .ranked import RankingFacts
+
 _METHOD = 2
 """Part of every key; raised when what is stored changes."""
 
-COLUMNS = {
-    "example_id": "string",
-    "label": "string",
-    "uses": "int64",
-    "rows": "string",
-    "value": "float64",
-}
-"""One row per training example, the most helpful first.
-
-``value`` is its mean contribution to the target per use, on the credit scale: positive where it
-helped. ``rows`` are its numbers in the recorded data set, with blanks between where the data set
-has it several times; missing without a data set.
-"""
-
 PROVED = {"draw": "int64", "trained_on": "string", "behaviour": "string", "value": "float64"}
 """One row per draw, model and behaviour: the mean over the target's examples."""
-
-FEWEST_OF_A_LABEL = 4
-"""Examples that labels have at least, on average, where they are classes to choose within."""
 
 TrainedOn = Literal["all", "chosen", "random", "worst"]
 """What the stage of a replayed model has of its examples; ``worst`` are as many as are chosen, from
 the other end of the ranking."""
 KINDS: tuple[TrainedOn, ...] = ("all", "chosen", "random", "worst")
-
-
-class RankingFacts(BaseModel):
-    """What a stored ranking says of itself.
-
-    Attributes:
-        run_digest: Of the run.
-        set_digest: Of the evaluation set that the target is of.
-        stage: Whose examples are ranked.
-        count: How many examples the target has.
-        behaviour: What is to become better on them.
-        horizon: How many steps later the target was asked; ``steps`` where at the stage's end.
-        steps: Of the stage.
-        curvature: What stood for second derivatives, see :mod:`stagelens.derivatives.products`.
-        asked: See :func:`asked_digest`, of the target's examples; empty in rankings of earlier
-            versions.
-        per_label: Whether the order is that within labels; see :meth:`Ranking.within_labels`.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    run_digest: str
-    set_digest: str
-    stage: str
-    count: int
-    asked: str = ""
-    behaviour: BehaviourFacts
-    horizon: int
-    steps: int
-    curvature: Curvature = "exact"
-    per_label: bool = False
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The training examples of a stage, the most helpful first (:data:`COLUMNS`)."""
-
-    facts: RankingFacts
-    table: pd.DataFrame
-
-    @property
-    def ids(self) -> list[str]:
-        """Of the examples, in order."""
-        return [str(name) for name in self.table["example_id"]]
-
-    def within_labels(self) -> Ranking:
-        """The same examples, so that any part from the top has the same share of every label.
-
-        First order adds up what single examples do. It cannot know that the hundredth more of one
-        label helps less than the first, and may choose hardly any of another. The order is that of
-        quantiles within labels. Where labels are not classes of several examples each, it is this
-        one.
-        """
-        label = self.table["label"].fillna("")
-        if label.nunique() < 2 or len(label) < FEWEST_OF_A_LABEL * label.nunique():
-            return self
-        place, count = (label.groupby(label).transform(how) for how in ("cumcount", "size"))
-        order = ((place + 0.5) / count).sort_values(kind="stable").index
-        facts = self.facts.model_copy(update={"per_label": True})
-        return Ranking(facts, self.table.loc[order].reset_index(drop=True))
-
-    def kept(self, share: float, alike: Mapping[str, int] | None = None) -> list[str]:
-        """The best of them.
-
-        Args:
-            share: Of all examples, above 0 and at most 1; at least one is kept.
-            alike: Example to the number of the group of examples that are nearly the same. Of a
-                group only the best is kept, and others take the place of the rest, as long as
-                there are others. Examples without a group are like no other.
-        """
-        first: list[str] = []
-        later: list[str] = []
-        taken: set[int] = set()
-        for name in self.ids:
-            group = None if alike is None else alike.get(name)
-            (later if group in taken else first).append(name)
-            if group is not None:
-                taken.add(group)
-        return [*first, *later][: count_kept(len(self.table), share)]
-
-
-def count_kept(count: int, share: float) -> int:
-    """How many of ``count`` examples a share is; at least one."""
-    return max(1, math.floor(count * share + 0.5))
-
-
-def ranking_path(
-    run: Run,
-    stage: Stage,
-    examples: EvaluationSet,
-    ids: list[str],
-    behaviour: str,
-    horizon: int,
-    curvature: Curvature = USUAL,
-) -> Path:
-    """Where a ranking is stored, or would be.
-
-    Args:
-        run: The run.
-        stage: Whose examples.
-        examples: The set that the target is of.
-        ids: Of the target's examples.
-        behaviour: What is to become better.
-        horizon: How many steps later.
-        curvature: What stands for second derivatives.
-    """
-    parts = (_METHOD, run.digest, stage.name, examples.digest, asked_digest(ids), behaviour)
-    key = digest(*parts, horizon, *key_of(curvature), *example_key(run, stage.name))[:32]
-    return run.files.inside(f"results/selection/{key}.parquet")
-
-
-def load_ranking(
-    run: Run,
-    stage: Stage,
-    examples: EvaluationSet,
-    ids: list[str],
-    behaviour: str,
-    horizon: int,
-    curvature: Curvature = USUAL,
-) -> Ranking | None:
-    """A stored ranking; None where there is none that can be used.
-
-    Args:
-        run: As for :func:`ranking_path`, like all others.
-        stage: Whose examples.
-        examples: The set that the target is of.
-        ids: Of the target's examples.
-        behaviour: What is to become better.
-        horizon: How many steps later.
-        curvature: What stands for second derivatives.
-    """
-    path = ranking_path(run, stage, examples, ids, behaviour, horizon, curvature)
-    found = fact_tables.read(path, RankingFacts, COLUMNS)
-    if found is None:
-        return None
-    facts = found[0]
-    # A file that was copied to this name is not believed.
-    own = (facts.run_digest, facts.set_digest, facts.stage, facts.count, facts.behaviour.name)
-    if own != (run.digest, examples.digest, stage.name, len(ids), behaviour):
-        return None
-    if (facts.horizon, facts.curvature) != (horizon, curvature):
-        return None
-    return Ranking(*found) if facts.asked == asked_digest(ids) else None
 
 
 class ProofFacts(BaseModel):
@@ -298,8 +139,9 @@ def proof_path(
         # made for is in its facts.
         "worst": (
             len(chosen),
-            facts.ranking.model_dump_json(exclude={"curvature", "per_label"}),
+            facts.ranking.model_dump_json(exclude={"curvature", "per_label", "by"}),
             *(["within labels"] if facts.ranking.per_label else []),
+            *(["by", facts.ranking.by] if facts.ranking.by else []),
             *key_of(facts.ranking.curvature),
         ),
     }[trained_on]

@@ -14,6 +14,7 @@ from stagelens.analyses.selection.outcomes import Outcome, OutcomeFacts
 from stagelens.analyses.selection.sentences import (
     FILLED_UP_BY_NOTHING,
     chosen,
+    rests_on,
     trained_on,
     verdict,
 )
@@ -26,7 +27,7 @@ from stagelens.ui.pieces import components, drawing
 from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import training_loaders
-from stagelens.wording.numbers import count_text, phrase
+from stagelens.wording.numbers import count_text, phrase, value_text
 from stagelens.wording.signs import gain_range_text, gain_text
 
 
@@ -39,6 +40,8 @@ def shown(workspace: Workspace, outcome: Outcome) -> None:
     """
     facts, kind = outcome.facts, outcome.behaviour
     components.text_block(f"{chosen(outcome)}.")
+    if resting := rests_on(outcome):
+        components.text_block(resting)
     kinds = [each.behaviour() for each in facts.behaviours]
     known = [each for each in kinds if each.name in (kind.name, ACCURACY.name)]
     for each in sorted(known, key=lambda one: one.name != kind.name):
@@ -87,6 +90,7 @@ def asked_of(facts: OutcomeFacts) -> dict[str, str]:
         "target": f"{target} of {wanted.set_name}" if target else wanted.set_name,
         "kept": f"{100 * wanted.keep:.0f} %",
         **({} if wanted.per_label else {"labels": "compete"}),
+        **({"by": wanted.by} if wanted.by else {}),
         **({"distinct": "yes"} if wanted.distinct else {}),
     }
 
@@ -146,10 +150,20 @@ def _curve(outcome: Outcome, about: About) -> None:
     chart: Chart = drawing.chart(horizon_curve, rows, best, outcome.behaviour, EITHER)
     components.show(chart, "train-next-horizons", replace(about, title=f"{about.title}: horizons"))
     components.text_block(
-        "Each horizon's choice was replayed in two draws and judged by the examples that chose. A "
-        "short one sees little but the next step; where first order breaks down, a long one says "
-        "nothing.",
+        f"{_judged_by(outcome)} A short horizon sees little but the next step; where first order "
+        "breaks down, a long one says nothing.",
         muted=True,
+    )
+
+
+def _judged_by(outcome: Outcome) -> str:
+    """Who judged the horizons, and what random examples gave in the same draws."""
+    if not outcome.facts.random:  # of earlier versions
+        return "Each horizon's choice was replayed in two draws and judged by those that chose."
+    mean = sum(outcome.facts.random) / len(outcome.facts.random)
+    return (
+        "What each half of the ranking examples would choose was replayed in two draws and judged "
+        f"by the other half; with random examples it was {value_text(mean, outcome.behaviour)}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -37,13 +38,16 @@ _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _DRAWS = (4, PROOF, 16)
 
 
-def what_to_train_on_next(workspace: Workspace, asked: Asked, compared: bool) -> None:
+def what_to_train_on_next(
+    workspace: Workspace, asked: Asked, compared: bool, columns: Sequence[str] = ()
+) -> None:
     """Choose the examples of a stage that help a target most; what replays say of the choice.
 
     Args:
         workspace: What is open.
         asked: The question of the tab, of which the stage is taken.
         compared: Whether the stage's examples can be told to be nearly the same.
+        columns: What they can be grouped by, besides their labels.
     """
     if settings.read_only():
         _stored_alone(workspace, asked.stage)
@@ -53,7 +57,7 @@ def what_to_train_on_next(workspace: Workspace, asked: Asked, compared: bool) ->
     if not kinds:
         components.text_block("Nothing that was measured here can be differentiated.", muted=True)
         return
-    wanted = _choose(workspace, asked.stage, kinds, compared)
+    wanted = _choose(workspace, asked.stage, kinds, compared, columns)
     examples = workspace.run.evaluation_set(wanted.set_name)
     path = outcome_path(workspace.run, examples, wanted)
     outcome = _stored(workspace, examples, path)
@@ -106,7 +110,11 @@ def _behaviours(workspace: Workspace) -> dict[str, Behaviour]:
 
 
 def _choose(
-    workspace: Workspace, stage: str, kinds: dict[str, Behaviour], compared: bool
+    workspace: Workspace,
+    stage: str,
+    kinds: dict[str, Behaviour],
+    compared: bool,
+    columns: Sequence[str],
 ) -> Wanted:
     """The controls."""
     targets = _targets(workspace)
@@ -153,6 +161,20 @@ def _choose(
             help="In each, the stage and all later ones are replayed on the chosen examples, as "
             "many random ones of each label, the worst, and all, with the same order of batches.",
         )
+        by = ""
+        if columns or last.by:
+            ways = ["", *dict.fromkeys([*columns, *([last.by] if last.by else [])])]
+            by = st.selectbox(
+                "Value examples by",
+                ways,
+                index=ways.index(last.by),
+                format_func=lambda column: column or "themselves",
+                key="next-by",
+                bind="query-params",
+                width=170,
+                help="By a column, every example counts as the mean of its group: what a single "
+                "one is worth is mostly chance where the target is small.",
+            )
         distinct = compared and st.toggle(
             "One of those alike",
             value=last.distinct,
@@ -168,6 +190,7 @@ def _choose(
         behaviour=behaviour,
         horizons=horizons,
         keep=keep,
+        by=by,
         distinct=distinct,
         draws=draws,
     )
@@ -233,6 +256,7 @@ def _offer(workspace: Workspace, asked: Asked, wanted: Wanted) -> None:
         *(f"--group={column}={value}" for column, value in wanted.question.groups.items()),
         *(("--slice", wanted.slice_name) if wanted.slice_name else ()),
         *("--behaviour", wanted.behaviour, "--keep", f"{wanted.keep:g}"),
+        *(("--by", wanted.by) if wanted.by else ()),
         *("--prove", str(wanted.draws), *(["--distinct"] if wanted.distinct else [])),
     )
     with st.container(border=True):

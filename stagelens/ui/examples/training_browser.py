@@ -59,14 +59,18 @@ def training_data_of_a_stage(workspace: Workspace, effects: Effects) -> None:
     loaded = training_loaders.training_data(workspace.at, asked.stage)
     if loaded is None or _incomplete(workspace, loaded):
         _offer(workspace, asked, loaded)
-    if loaded is not None:
-        _browsed(workspace, asked, loaded)
+    groups = [] if loaded is None else _browsed(workspace, asked, loaded)
     compared = loaded is not None and loaded.data.facts.kind is not None
-    train_next.what_to_train_on_next(workspace, asked, compared)
+    columns = [name for name in groups if name != "label"]
+    train_next.what_to_train_on_next(workspace, asked, compared, columns)
 
 
-def _browsed(workspace: Workspace, asked: Asked, loaded: Loaded) -> None:
-    """The list, one example, and what a replay without some of them would say."""
+def _browsed(workspace: Workspace, asked: Asked, loaded: Loaded) -> list[str]:
+    """The list, one example, and what a replay without some of them would say.
+
+    Returns:
+        What the examples can be grouped by.
+    """
     frame, found = _with_contributions(workspace, asked, loaded)
     groups = groupings(loaded.data, frame)
     bad = not gain(asked.effect, asked.behaviour) > 0
@@ -82,6 +86,7 @@ def _browsed(workspace: Workspace, asked: Asked, loaded: Loaded) -> None:
         listed = left_out.of_the_list(workspace, asked, chosen, wanted, found)
     if found is not None:
         training_groups.groups_of_a_stage(workspace, asked, frame, groups, listed, found)
+    return list(groups)
 
 
 def _asked(workspace: Workspace, effects: Effects) -> Asked:
