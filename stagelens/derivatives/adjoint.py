@@ -124,7 +124,7 @@ def sweep(
         why = COUPLED if stage.name in coupled else None
         steps: list[StepContribution] = []
         with same_arithmetic(stage):
-            kept = _Kept(own, spacing or max(1, math.isqrt(stage.steps)))
+            kept = KeptStates(own, spacing or max(1, math.isqrt(stage.steps)))
             if vectors is None or later is None:
                 vectors = own.layout.zeros(1)
                 for name, tensor in gradient(own).items():
@@ -201,7 +201,7 @@ def sweep_within(
     total, done = sum(last - first for first, last, _ in sweeps), 0
     found: list[list[StepContribution]] = [[] for _ in gradients]
     with same_arithmetic(stage):
-        kept = _Kept(own, max(1, math.isqrt(stage.steps)))
+        kept = KeptStates(own, max(1, math.isqrt(stage.steps)))
         for first, last, credited in sweeps:
             vectors = own.layout.zeros(len(gradients))
             begun = False
@@ -307,7 +307,7 @@ def _step_back(
     return before, found
 
 
-class _Kept:
+class KeptStates:
     """A stage's trajectory: some states are kept, the others are recomputed."""
 
     def __init__(self, own: LinearStage, spacing: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from stagelens.analyses.contributions.first_order import behaviour_gradient
 from stagelens.contracts import Example
-from stagelens.derivatives.curvature import Evaluated, StageLoss, cast
-from stagelens.derivatives.step_map import State, StateVectors, StepMap
+from stagelens.derivatives.adjoint import KeptStates
+from stagelens.derivatives.curvature import StageLoss, cast
+from stagelens.derivatives.step_map import StateVectors
 from stagelens.derivatives.trajectory import (
     Crossing,
     DerivativeOptions,
@@ -84,31 +86,30 @@ def adjoint_scores(
     for stage in reversed(stages):
         own = LinearStage(run, stage, active, options)
         with same_arithmetic(stage):
-            passed, end = _forwards(own)
+            kept = KeptStates(own, max(1, math.isqrt(stage.steps)))
             if vectors is None or later is None:
                 vectors = own.layout.zeros(len(questions))
                 for name, slopes in _slopes(run, own, behaviour, questions).items():
                     if name in vectors.values:
                         vectors.values[name] = slopes
             else:
-                vectors = Crossing(own, later).pull(vectors, end)
+                vectors = Crossing(own, later).pull(vectors, kept.end)
             rows: list[tuple[int, Tensor, Tensor]] = []
-            for record, state, evaluated in reversed(passed):
-                # Made again: a map holds several tensors per parameter.
-                step = StepMap(stage, own.loss, state, record, evaluated)
+            for record, step in kept.backwards():
+                values = step.before.values
                 share = {name: step.factor * tensor for name, tensor in step.share(vectors).items()}
                 before, gradients, statistics = step.pull(vectors)
-                held, weights = _of_uses(own.loss, state.values, record, (share, gradients))
+                held, weights = _of_uses(own.loss, values, record, (share, gradients))
                 rows.append((record.step, held, weights))
-                through = own.loss.pull(state.values, record, gradients, statistics)
+                through = own.loss.pull(values, record, gradients, statistics)
                 for name, tensor in through.items():
                     before.values[name] = before.values[name] + tensor
                 vectors = before
         rows.reverse()
         steps = np.concatenate([np.full(held.shape[1], number) for number, held, _ in rows])
         for name, place in ((HELD, 1), (WEIGHTS, 2)):
-            values = torch.cat([row[place] for row in rows], 1).double().numpy()
-            found[name].by_stage[stage.name] = UseScores(steps, values)
+            scores = torch.cat([row[place] for row in rows], 1).double().numpy()
+            found[name].by_stage[stage.name] = UseScores(steps, scores)
         later = own
     for one in found.values():
         one.seconds = time.process_time() - began
@@ -130,16 +131,6 @@ def _of_uses(
     lanes = [{n: t[k] for n, t in own.items()} for own in vectors for k in range(count)]
     found = loss.example_products(values, record, lanes)
     return [torch.stack(found[at : at + count]) for at in range(0, len(found), count)]
-
-
-def _forwards(own: LinearStage) -> tuple[list[tuple[StepRecord, State, Evaluated]], State]:
-    state, passed = own.start, []
-    for record in own.stage.read_steps():
-        evaluated = own.loss.gradient(state.values, record)
-        passed.append((record, state, evaluated))
-        state = StepMap(own.stage, own.loss, state, record, evaluated).after
-    own.check_end(state)
-    return passed, state
 
 
 class _Whole(nn.Module):
