@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stagelens.contracts import Progress, ProgressCallback, Refused, no_progress
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
-from stagelens.runs.training_rows import example_key, training_rows
+from stagelens.runs.training_rows import example_key, rest_key, training_rows
 
 from .coarse_replay import CoarseReplay
 from .protocol import Counterfactual, Estimator
@@ -51,7 +51,7 @@ class LeftOutRows:
 
     def settings_in(self, run: Run) -> dict[str, Any]:
         """What sets its counterfactual apart; the same in whatever order ids are given."""
-        of = "".join(example_key(run, self.stage))
+        of = "".join((*example_key(run, self.stage), *rest_key(run, self.stage)))
         own = {"left_out": digest(sorted(self.ids)), "divisor": self.divisor}
         return {**own, "of": of} if of else own
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -129,6 +130,75 @@ class Cut:
         return [row for row, owner in enumerate(self.owners or ()) if owner in chosen]
 
 
+def denominators(
+    micros: Sequence[MicroBatch], terms: Sequence[float], examples: Sequence[int]
+) -> list[int]:
+    """Which micro-batches of a step have losses that are divided by one number of terms.
+
+    A mean has a denominator of its own. A count (``num_items_in_batch``) is one over the step's
+    micro-batches: those of all processes, or those of each process by itself, as the Trainer counts
+    without ``average_tokens_across_devices``. Which of the two is read off the counts, which differ
+    where each process has its own. Where they are equal by chance, each is that of its process's
+    terms; it may include the first token of every example, which older Trainers count too.
+
+    Args:
+        micros: Of the step, in order.
+        terms: Of each, see :class:`Cut`.
+        examples: How many each has.
+
+    Returns:
+        Equal numbers where the denominator is the same.
+    """
+    found = list(range(len(micros)))
+    counted = [place for place in found if _items(micros[place].batch) is not None]
+    counts = {_items(micros[place].batch) for place in counted}
+    own: dict[int, list[int]] = {}
+    for place in counted:
+        own.setdefault(micros[place].process, []).append(place)
+
+    def of_process(places: Sequence[int], count: float) -> bool:
+        least = sum(terms[place] for place in places)
+        return least <= count <= least + sum(examples[place] for place in places)
+
+    apart = len(own) > 1 and len(counts) > 1
+    if len(own) > 1 and len(counts) == 1 and (count := counts.pop()) is not None:
+        of_all = math.isclose(count, sum(terms[place] for place in counted))
+        apart = not of_all and all(of_process(places, count) for places in own.values())
+    for places in own.values() if apart else [counted]:
+        for place in places:
+            found[place] = places[0]
+    return found
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What losses with one denominator are of their step.
+
+    Attributes:
+        terms: How many they are divided by, as their examples have them.
+        left: How many of them are of examples that are left.
+        share: Of the step: 1 over the divisors, by terms.
+    """
+
+    terms: float
+    left: float
+    share: float
+
+
+def _wholes(cuts: Sequence[Cut], shares: Sequence[float]) -> list[_Whole]:
+    """Of each micro-batch, what it is a part of."""
+    micros, terms = [cut.micro for cut in cuts], [cut.terms for cut in cuts]
+    numbers = denominators(micros, terms, [cut.count for cut in cuts])
+    wholes = {}
+    for number in dict.fromkeys(numbers):
+        own = [place for place, other in enumerate(numbers) if other == number]
+        total, share = sum(terms[place] for place in own), shares[own[0]]
+        if len(own) > 1:
+            share = sum(shares[place] * terms[place] for place in own) / total if total else 0.0
+        wholes[number] = _Whole(total, sum(cuts[place].left for place in own), share)
+    return [wholes[number] for number in numbers]
+
+
 def scaled(
     cuts: Sequence[Cut], divisor_of: Callable[[MicroBatch], float], kept: bool
 ) -> list[MicroBatch]:
@@ -139,16 +209,19 @@ def scaled(
         divisor_of: What the loss of a micro-batch is divided by, as recorded.
         kept: Whether divisors stay those of the whole; see :mod:`.left_out`.
     """
-    weights = [1 / divisor_of(cut.micro) for cut in cuts]
-    left = [cut for cut in cuts if cut.left]
-    of_step = sum(cut.terms for cut in cuts) / sum(cut.left for cut in cuts)
-    of_means = sum(weights) / sum(w for w, cut in zip(weights, cuts, strict=True) if cut.left)
+    wholes = _wholes(cuts, [1 / divisor_of(cut.micro) for cut in cuts])
+    each = list({id(whole): whole for whole in wholes}.values())
+    of_wholes = sum(w.share for w in each) / sum(w.share for w in each if w.left)
     found = []
-    for cut in left:
+    for cut, whole in zip(cuts, wholes, strict=True):
+        if not cut.left:
+            continue
         if kept:
             factor = 1.0 if cut.adds_up else cut.left / cut.terms
+        elif cut.kind == "sum":
+            factor = 1.0
         else:
-            factor = {"mean": of_means, "count": of_step, "sum": 1.0}[cut.kind]
+            factor = of_wholes * (whole.terms / whole.left if cut.kind == "count" else 1.0)
         micro = cut.rest()
         if factor != 1:
             micro.divisor = divisor_of(micro) / factor
@@ -161,8 +234,8 @@ def weighed(
 ) -> list[MicroBatch]:
     """Both parts of each micro-batch, with the divisors that their losses have in the sum.
 
-    A micro-batch of which nothing is left counts as its examples do among the others of its step;
-    with a weight near 0 this is :func:`scaled`. Where nothing is left of the whole step, there is
+    A mean of which nothing is left counts as its examples do among the others of its step; with a
+    weight near 0 this is :func:`scaled`. Where nothing is left of the whole step, there is
     no rest to take a mean with, and the divisor is kept.
 
     Args:
@@ -172,14 +245,11 @@ def weighed(
         weight: Of the examples that are not left, above 0; of the others it is 1.
     """
     kept = kept or not any(cut.left for cut in cuts)
-    shares = [1 / divisor_of(cut.micro) for cut in cuts]
-    counted = zip(shares, cuts, strict=True)
-    of_means = sum(shares) / sum(s if cut.left else weight * s for s, cut in counted)
-    of_step = sum(cut.terms for cut in cuts) / sum(
-        cut.left + weight * (cut.terms - cut.left) for cut in cuts
-    )
+    wholes = _wholes(cuts, [1 / divisor_of(cut.micro) for cut in cuts])
+    each = list({id(whole): whole for whole in wholes}.values())
+    of_wholes = sum(w.share for w in each) / sum((1 if w.left else weight) * w.share for w in each)
     found = []
-    for cut in cuts:
+    for cut, whole in zip(cuts, wholes, strict=True):
         out = cut.terms - cut.left
         for micro, own, terms in ((cut.rest, 1.0, cut.left), (cut.others, weight, out)):
             if not terms:
@@ -187,9 +257,10 @@ def weighed(
             factor = own
             if cut.kind == "mean":
                 counts = cut.terms if kept or not cut.left else cut.left + weight * out
-                factor *= (1.0 if kept else of_means) * terms / counts
+                factor *= (1.0 if kept else of_wholes) * terms / counts
             elif cut.kind == "count" and not kept:
-                factor *= of_step
+                counts = whole.left + weight * (whole.terms - whole.left)
+                factor *= of_wholes * (whole.terms / counts if whole.left else 1.0)
             part = micro()
             part.divisor = divisor_of(part) / factor
             found.append(part)
@@ -240,17 +311,23 @@ def divided_by(stage: Stage, task: Task, batch: Any) -> float:
         task: The run's.
         batch: Of one micro-batch.
     """
-    if isinstance(batch, Mapping) and batch.get(ITEMS) is not None:
-        return float(batch[ITEMS])
+    if (items := _items(batch)) is not None:
+        return items
     owners = stage.objective.row_examples(task, batch)
     count = batch_size(batch) if owners is None else max(owners) + 1
     return _terms(stage, task, batch, count) or 1.0
 
 
+def _items(batch: Any) -> float | None:
+    """What the batch itself says that its loss is divided by."""
+    items = batch.get(ITEMS) if isinstance(batch, Mapping) else None
+    return None if items is None else float(items)
+
+
 def _counted(stage: Stage, task: Task, batch: Any, examples: int) -> tuple[Kind, float]:
     """What kind of loss a batch has, and how many terms; see :class:`Cut`."""
     terms = _terms(stage, task, batch, examples)
-    if isinstance(batch, Mapping) and batch.get(ITEMS) is not None:
+    if _items(batch) is not None:
         return "count", terms
     return ("mean", terms) if terms else ("sum", examples)  # see Task.loss_terms
 

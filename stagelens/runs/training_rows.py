@@ -311,6 +311,15 @@ def example_key(run: Run, stage: str) -> tuple[str, ...]:
     return ("documents",) if packed else ()
 
 
+def rest_key(run: Run, stage: str) -> tuple[str, ...]:
+    """Part of the keys of results without some of a stage's training examples.
+
+    Earlier versions took losses that each of several processes divides by a count of its own for
+    ones over the count of all. Nothing elsewhere.
+    """
+    return ("counts of processes",) if run.stage(stage).facts.processes > 1 else ()
+
+
 @lru_cache(maxsize=256)
 def _is_packed(path: Path, _stamp: int) -> bool:
     facts = fact_tables.facts_of(path, TrainingRowsFacts)

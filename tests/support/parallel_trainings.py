@@ -9,8 +9,11 @@ import torch
 
 import stagelens
 from stagelens.runs.states import model_tensors
+from stagelens.tasks import CausalLM
+from tests.support import double_language
 from tests.support.launched import as_launched
 from tests.support.parallel_loops import Training
+from tests.support.small_texts import gpt, gpt_tokenizer
 from tests.support.small_trainings import arguments, made, trainer
 
 
@@ -62,3 +65,36 @@ def with_trainer(
         recording = StageRecorderCallback(folder / "run", stage=name, on_problem="raise")
         trainer(kind, model, tokenizer, args, seed=number, callbacks=[recording]).train()
     torch.save(dict(model_tensors(model)), folder / f"end-{rank}.pt")
+
+
+def in_double() -> CausalLM:
+    """A language model whose losses transformers would take in float32, without dropout."""
+    tokenizer = gpt_tokenizer(pad_token="<|endoftext|>")
+    drops = {name: 0.0 for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    model = gpt(tokenizer, use_cache=False, **drops)
+    return CausalLM.from_model(model, tokenizer, make_model=double_language.made)
+
+
+def that_counts_tokens(rank: int, count: int, port: int, folder: Path, together: bool) -> None:
+    """Two stages by the Trainer, which counts a step's tokens over all processes or by process."""
+    as_launched(rank, count, port, folder)
+    from stagelens.recording.trainer_callback import StageRecorderCallback
+
+    task, tokenizer = in_double(), gpt_tokenizer(pad_token="<|endoftext|>")
+    torch.manual_seed(0)
+    model = double_language.made(task.model)
+    for number, (name, steps) in enumerate((("first", 3), ("second", 2))):
+        args = arguments(
+            folder / name,
+            ddp_backend="gloo",
+            average_tokens_across_devices=together,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            max_steps=steps,
+            optim="sgd",
+            learning_rate=0.1,
+            weight_decay=0.0,
+            max_grad_norm=0.0,
+        )
+        recording = StageRecorderCallback(folder / "run", stage=name, task=task, on_problem="raise")
+        trainer("gpt", model, tokenizer, args, seed=number, callbacks=[recording]).train()

@@ -21,18 +21,15 @@ import stagelens
 from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import (
     Question,
-    Stored,
     contributions_path,
     load_contributions,
 )
-from stagelens.analyses.contributions.first_order import behaviour_gradient
 from stagelens.analyses.without_data.chosen import Chosen
 from stagelens.analyses.without_data.first_order import first_order, parts_of_uses
 from stagelens.contracts import REFERENCE, Objective
-from stagelens.derivatives.trajectory import DerivativeOptions, LinearStage, active_names
-from stagelens.replaying.batch_parts import Cut, scaled, terms_of, weighed
+from stagelens.replaying.batch_parts import Cut, denominators, scaled, terms_of, weighed
 from stagelens.replaying.coarse_plan import ITEMS
-from stagelens.replaying.left_out import Divisor, RowsOfStage, replay_without_rows
+from stagelens.replaying.left_out import Divisor
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.step_records import MicroBatch
@@ -44,6 +41,7 @@ from tests.support import small_runs
 from tests.support.double_language import IGNORED, made
 from tests.support.small_runs import SHAPE, Optimizer, Phase, make_model, make_task, record
 from tests.support.small_texts import TEXTS, gpt, gpt_tokenizer
+from tests.support.weight_differences import by_replays
 
 Batch = dict[str, Tensor]
 
@@ -185,28 +183,6 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return trained(path, CASES[name]) if name in CASES else pictured(path, PHASES[name])
 
 
-STEP = 1e-5
-
-
-def by_replays(run: Run, stored: Stored, chosen: Chosen, divisor: Divisor) -> float:
-    """The derivative of the behaviour in the examples' weight, where it is 1."""
-    last = LinearStage(run, run.last, active_names(run, [run.last]), DerivativeOptions("float64"))
-    asked = run.evaluation_set("test").examples()
-    _, gradient = behaviour_gradient(run, last, stored.facts.behaviour.name, asked)
-    stage = run.stage("first")
-    places, rows = (
-        training_rows(run, stage).places(chosen.ids),
-        RowsOfStage(run.task, stage, divisor),
-    )
-    # One-sided and of second order, because no weight is above 1.
-    total = 0.0
-    for factor, weight in ((3.0, 1.0), (-4.0, 1 - STEP), (1.0, 1 - 2 * STEP)):
-        found = replay_without_rows(run, stage, places, divisor, rows=rows, weight=weight)
-        model = found.state.model
-        total += factor * sum(float((t * model[name]).sum()) for name, t in gradient.items())
-    return total / (2 * STEP)
-
-
 @pytest.mark.parametrize("divisor", ["rest", "kept"])
 def test_it_is_the_derivative_of_the_replay(run: Run, divisor: Divisor) -> None:
     stored = contribute(run, "test", Question())
@@ -289,13 +265,17 @@ class Counted(stagelens.Task):
 
 STAGE: Any = SimpleNamespace(name="s", objective=ModelLoss(), facts=SimpleNamespace(objective=None))
 SIZES, DIVISORS = (3, 2, 2), (2.0, 5.0, 3.0)
+OF_PROCESSES = {"count of each process": (9.0, 9.0, 5.0), "count of all": (9.0, 9.0, 9.0)}
+"""What the micro-batches of two processes, two and one, say that they are divided by."""
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.999])
-@pytest.mark.parametrize("kind", ["mean", "count", "sum"])
-def test_parts_add_up_to_what_a_replayed_step_lacks(kind: str, weight: float) -> None:
+@pytest.mark.parametrize("how", ["mean", "count", "sum", *OF_PROCESSES])
+def test_parts_add_up_to_what_a_replayed_step_lacks(how: str, weight: float) -> None:
     """The factors of a step, with micro-batches that count for more and for less."""
+    kind: Any = how.split()[0]
     random, task = np.random.default_rng(0), Counted(kind == "sum")
+    counts = OF_PROCESSES.get(how, (9.0, 9.0, 9.0))
     micros, batches, uses = [], [], []
     for number, size in enumerate(SIZES):
         batch = {
@@ -303,16 +283,21 @@ def test_parts_add_up_to_what_a_replayed_step_lacks(kind: str, weight: float) ->
             "terms": torch.tensor(random.integers(1, 9, size)),
         }
         if kind == "count":
-            batch[ITEMS] = torch.tensor(9.0)
-        micros.append(MicroBatch(batch, divisor=DIVISORS[number]))
+            batch[ITEMS] = torch.tensor(counts[number])
+        process = number // 2 if how in OF_PROCESSES else 0
+        micros.append(MicroBatch(batch, divisor=DIVISORS[number], process=process))
         told, whole = terms_of(STAGE, task, micros[-1]), task.gradient(micros[-1])
         assert told.kind == kind
-        batches.append((0, number, kind, told.total, 1 / DIVISORS[number], whole))
+        batches.append([0, number, kind, told.total, 1 / DIVISORS[number], whole])
         of_each = batch["slope"] / batch["slope"].sum() * whole
         each = zip(of_each.tolist(), told.of_examples, strict=True)
         uses += [("g", 0, number, slope, terms) for slope, terms in each]
     columns = ["step", "micro", "kind", "terms", "share", "slope"]
     table = pd.DataFrame(batches, columns=columns)
+    table["denominator"] = denominators(micros, table["terms"].tolist(), SIZES)
+    assert table["denominator"].tolist() == (
+        [0, 0, 2] if how == "count of each process" else [0, 1, 2] if kind != "count" else [0, 0, 0]
+    )
     every = pd.DataFrame(uses, columns=["group", "step", "micro", "slope", "terms"])
     recorded = sum(task.gradient(micro) for micro in micros)
     for gone in ({0}, {1, 2}, {3}, {3, 4}, {0, 3, 4}, {0, 1, 2, 3, 4}, {0, 1, 2, 3}, set(range(7))):
@@ -329,3 +314,21 @@ def test_parts_add_up_to_what_a_replayed_step_lacks(kind: str, weight: float) ->
         # Another group that leaves by itself changes nothing.
         both = pd.concat([own, every.iloc[[0, 5]].assign(group="other")])
         assert parts_of_uses(both, table, weight)[: len(own)].sum() == pytest.approx(lacks)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((9.0, 9.0, 9.0), [0, 0, 2]),  # each process's own, equal by chance
+        ((10.0, 10.0, 10.0), [0, 0, 2]),  # the same, with the first token of some
+        ((18.0, 18.0, 18.0), [0, 0, 0]),
+        ((4.5, 4.5, 4.5), [0, 0, 0]),  # of all, divided by what a loop divides by later
+        ((9.0, 9.0, 8.0), [0, 0, 2]),
+    ],
+)
+def test_counts_of_processes_that_are_equal_by_chance(
+    counts: Sequence[float], expected: list[int]
+) -> None:
+    given = zip(counts, (0, 0, 1), strict=True)
+    micros = [MicroBatch({ITEMS: torch.tensor(n)}, process=process) for n, process in given]
+    assert denominators(micros, (4.0, 5.0, 9.0), (2, 2, 3)) == expected

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stagelens.replaying.adding_up import check_stage_adds_up
-from stagelens.replaying.batch_parts import Terms, terms_of
+from stagelens.replaying.batch_parts import Terms, denominators, terms_of
 from stagelens.replaying.step import StepRules
 from stagelens.runs.run import Run, Stage
 
@@ -20,10 +20,13 @@ class BatchTerms:
     Attributes:
         terms: What its loss counts.
         share: 1 over what the loss is divided by.
+        denominator: Equal where losses of the step are divided by one number of terms; see
+            :func:`stagelens.replaying.batch_parts.denominators`.
     """
 
     terms: Terms
     share: float
+    denominator: int
 
 
 def batch_terms(run: Run, stage: Stage) -> list[list[BatchTerms]]:
@@ -35,13 +38,15 @@ def batch_terms(run: Run, stage: Stage) -> list[list[BatchTerms]]:
     """
     check_stage_adds_up(run.task, stage)
     rules = StepRules.of(stage.facts)
-    return [
-        [
-            BatchTerms(terms_of(stage, run.task, micro), 1 / rules.divisor(micro))
-            for micro in record.batches or ()
-        ]
-        for record in stage.read_steps()
-    ]
+    found = []
+    for record in stage.read_steps():
+        micros = record.batches or []
+        terms = [terms_of(stage, run.task, micro) for micro in micros]
+        totals, examples = [each.total for each in terms], [len(each.of_examples) for each in terms]
+        shares = [1 / rules.divisor(micro) for micro in micros]
+        numbers = denominators(micros, totals, examples)
+        found.append(list(map(BatchTerms, terms, shares, numbers)))
+    return found
 
 
 def places_of(step: Sequence[BatchTerms]) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.training_rows import rest_key
 from stagelens.tasks import traits
 
 _CONTRIBUTIONS = 3
@@ -50,6 +51,7 @@ COLUMNS = {
     "kind": "string",
     "terms": "float64",
     "share": "float64",
+    "denominator": "Int64",
 }
 """One table for all parts; columns that a part does not use are missing values.
 
@@ -67,10 +69,11 @@ and the derivative of the behaviour in the weight of the example's loss there, t
 terms of its loss the example has.
 ``batch``: one micro-batch, by its number in the ``step`` as ``position``: the ``kind`` of its loss
 (see :class:`stagelens.replaying.batch_parts.Cut`), how many ``terms`` that counts, its ``share``
-(1 over what it is divided by), and as ``slope`` the sum over its examples. Not of stages in
-:attr:`ContributionFacts.no_rest`.
+(1 over what it is divided by), the number of its ``denominator`` in the step (see
+:func:`stagelens.replaying.batch_parts.denominators`), and as ``slope`` the sum over its examples.
+Not of stages in :attr:`ContributionFacts.no_rest`.
 """
-_LATER = ("slope", "steps", "slopes", "micros", "counts", "kind", "terms", "share")
+_LATER = ("slope", "steps", "slopes", "micros", "counts", "kind", "terms", "share", "denominator")
 """Columns that answers of earlier versions lack; they are missing values there."""
 
 
@@ -168,10 +171,13 @@ class Stored:
         return rows if stage is None else rows[rows["stage"] == stage]
 
     def batches(self, stage: str) -> pd.DataFrame:
-        """The micro-batches of a stage: ``step, micro, kind, terms, share, slope``."""
-        names = ["step", "position", "kind", "terms", "share", "slope"]
+        """The micro-batches of a stage: ``step, micro, kind, terms, share, denominator, slope``."""
+        names = ["step", "position", "kind", "terms", "share", "denominator", "slope"]
         own = self.part("batch", stage)[names].rename(columns={"position": "micro"})
-        return own.astype({"step": int, "micro": int})
+        # Of one process, of which earlier versions did not keep it, a count is that of the step.
+        alone = own["micro"].mask(own["kind"] == "count", 0)
+        own["denominator"] = own["denominator"].fillna(alone)
+        return own.astype({"step": int, "micro": int, "denominator": int})
 
     @property
     def complete(self) -> bool:
@@ -257,7 +263,9 @@ def contributions_path(
     revision = _OF_PLAIN_LOSSES if plain else _CONTRIBUTIONS
     within = () if horizon is None else (horizon,)
     parts = (revision, run.digest, examples.digest, behaviour, asked_digest(ids), since, *within)
-    key = digest(*parts, *key_of(curvature))[:32]
+    swept = run.stages[run.stage(since).index :]
+    counted = [each for stage in swept for each in rest_key(run, stage.name)][:1]
+    key = digest(*parts, *key_of(curvature), *counted)[:32]
     return run.files.inside(f"results/contributions/{key}.parquet")
 
 

@@ -154,6 +154,7 @@ def _batch_rows(
             "kind": batch.terms.kind,
             "terms": batch.terms.total,
             "share": batch.share,
+            "denominator": batch.denominator,
             "slope": float(slope),
         }
         for number, (batch, slope) in enumerate(zip(batches, slopes, strict=True))

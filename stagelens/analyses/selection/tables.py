@@ -21,7 +21,7 @@ from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
-from stagelens.runs.training_rows import example_key
+from stagelens.runs.training_rows import example_key, rest_key
 
 from .ranked import RankingFacts
 
@@ -147,7 +147,8 @@ def proof_path(
     }[trained_on]
     stage = facts.ranking.stage
     parts = (_METHOD, run.digest, stage, examples.digest, asked_digest(ids))
-    key = digest(*parts, trained_on, draw, *own, *example_key(run, stage))[:32]
+    of = (*example_key(run, stage), *rest_key(run, stage))
+    key = digest(*parts, trained_on, draw, *own, *of)[:32]
     return run.files.inside(f"results/selection/proof-{key}.parquet")
 
 

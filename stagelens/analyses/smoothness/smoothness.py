@@ -34,6 +34,7 @@ from stagelens.runs import fact_tables
 from stagelens.runs.run import Run
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.runs.training_rows import rest_key
 
 _METHOD = 2
 """Part of every key; raised when what is stored changes."""
@@ -154,6 +155,7 @@ def smoothness_path(
         horizon: How many steps later is asked; None for the final model.
     """
     parts = (_METHOD, run.digest, stage, examples.digest, SHARE, horizon)
+    parts = (*parts, *rest_key(run, stage))
     return run.files.inside(f"results/smoothness/{digest(*parts)[:32]}.parquet")
 
 

@@ -12,10 +12,11 @@ micro-batch has O terms, its gradient in the mean over the rest is, by the same 
     N_m(w) = w D_m                                                    where it has none;
 
 and the step's is ``c(w) sum_m N_m(w)`` with ``c(w) = S / (S - (1 - w) S_out)``: S sums all s_m,
-and S_out those of micro-batches without others, which the mean over micro-batches loses. A loss
-that is divided by a count of the whole step has the sums over its micro-batches in place of those
-of one (T, O and D; then c = 1), and a plain sum ``D_m - (1 - w) sum_out d_i``. A step that loses
-all its examples loses all their parts. These are the factors of
+and S_out those of micro-batches without others, which the mean over micro-batches loses. Losses
+that are divided by one count have the sums over their micro-batches in place of those of one (T, O
+and D, and for s the mean by terms): those of the whole step, so that c = 1, or those of each
+process that counts for itself. A plain sum has ``D_m - (1 - w) sum_out d_i``. A step that loses all
+its examples loses all their parts. These are the factors of
 :func:`stagelens.replaying.batch_parts.weighed`, so that ``sum_m D_m - c(0) sum_m N_m(0)`` is the
 exact change of the step's gradient, taken to the behaviour to first order. Its derivative in the
 weight at w = 1, of one example of a mean, is::
@@ -98,39 +99,38 @@ def parts_of_uses(uses: pd.DataFrame, batches: pd.DataFrame, weight: float = 0.0
         uses: U rows: ``group``, ``step``, the ``micro``-batch of the step, ``slope`` (d_i) and
             ``terms`` (n_i), of all uses of every group's examples.
         batches: All micro-batches of these steps: ``step``, ``micro``, ``kind`` (see
-            :class:`stagelens.replaying.batch_parts.Cut`), ``terms`` (T_m), ``share`` (s_m) and
+            :class:`stagelens.replaying.batch_parts.Cut`), ``terms`` (T_m), ``share`` (s_m),
+            ``denominator`` (equal where losses of a step are divided by one number of terms) and
             ``slope`` (D_m).
         weight: Of those that leave, from 0 to below 1.
     """
     less = 1 - weight
-    of_batch = batches.set_index(["step", "micro"]).add_suffix("_batch")
-    of_step = batches.groupby("step")[["terms", "share"]].sum()
-    for kind in ("mean", "count"):  # a factor of the step is for losses of its kind alone
-        own = batches[batches["kind"] == kind].groupby("step")["slope"].sum()
-        of_step[kind] = own.reindex(of_step.index, fill_value=0.0)
+    whole_of = ["step", "denominator"]
+    of_batch = batches.set_index(["step", "micro"])[["kind", "denominator"]]
+    own = batches.assign(share=batches["share"] * batches["terms"])
+    of_whole = own.groupby(whole_of)[["terms", "share", "slope"]].sum()
+    of_whole["share"] /= of_whole["terms"]
+    of_step = of_whole.groupby("step")[["terms", "share"]].sum()
+    # A factor of the step is for means alone, whatever they are over.
+    averaged = batches[batches["kind"] != "sum"].groupby("step")["slope"].sum()
+    of_step["slope"] = averaged.reindex(of_step.index, fill_value=0.0)
     kinds = {"step": int, "micro": int, "slope": float, "terms": float}
     at = uses.reset_index(drop=True).astype(kinds).join(of_batch, on=["step", "micro"])
+    at = at.join(of_whole.add_suffix("_whole"), on=whole_of)
     at = at.join(of_step.add_suffix("_step"), on="step")
-    of_group = [at["group"], at["step"]]
-    mean, count = at["kind_batch"].eq("mean"), at["kind_batch"].eq("count")
-    out = at.groupby(["group", "step", "micro"], dropna=False)["terms"].transform("sum")
-    whole = out >= at["terms_batch"] * (1 - _NOTHING)
+    of_group, mean = [at["group"], at["step"]], at["kind"] != "sum"
+    out = at.groupby(["group", *whole_of], dropna=False)["terms"].transform("sum")
+    gone = out >= at["terms_whole"] * (1 - _NOTHING)
     out_of_step = at["terms"].groupby(of_group, dropna=False).transform("sum")
     all_gone = out_of_step >= at["terms_step"] * (1 - _NOTHING)
-    parts = at["slope"].copy()
-    for own, total, slopes, gone in (
-        (mean & ~whole, at["terms_batch"], at["slope_batch"], out),
-        (count & ~all_gone, at["terms_step"], at["count_step"], out_of_step),
-    ):
-        rest = (total * at["slope"] - at["terms"] * slopes) / (total - less * gone).where(own, 1.0)
-        parts = parts.mask(own, rest)
-    parts *= less
-    # c(w): what the shares of micro-batches without others are lost with, by their uses' terms.
-    lost = (at["share_batch"] * at["terms"] / at["terms_batch"]).where(
-        whole & (at["terms"] > 0), 0.0
-    )
+    rest = at["terms_whole"] * at["slope"] - at["terms"] * at["slope_whole"]
+    rest /= (at["terms_whole"] - less * out).where(~gone, 1.0)
+    parts = less * at["slope"].mask(mean & ~gone, rest)
+    # c(w): what the shares of means without others are lost with, by their uses' terms.
+    lost = at["share_whole"] * at["terms"] / at["terms_whole"]
+    lost = lost.where(gone & (at["terms"] > 0), 0.0)
     taken = parts.where(mean, 0.0).groupby(of_group, dropna=False).transform("sum")
     all_lost = lost.groupby(of_group, dropna=False).transform("sum")
     left = (at["share_step"] - less * all_lost).where(~all_gone, 1.0)
-    grown = (less * lost / left * (at["mean_step"] - taken)).where(~all_gone, 0.0)
+    grown = (less * lost / left * (at["slope_step"] - taken)).where(~all_gone, 0.0)
     return (parts - grown).to_numpy(float)
