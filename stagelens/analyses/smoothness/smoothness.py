@@ -154,8 +154,7 @@ def smoothness_path(
         examples: The evaluation set.
         horizon: How many steps later is asked; None for the final model.
     """
-    parts = (_METHOD, run.digest, stage, examples.digest, SHARE, horizon)
-    parts = (*parts, *rest_key(run, stage))
+    parts = (_METHOD, run.digest, stage, examples.digest, SHARE, horizon, *rest_key(run, stage))
     return run.files.inside(f"results/smoothness/{digest(*parts)[:32]}.parquet")
 
 
