@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.selection.horizons import try_horizons
 from stagelens.analyses.selection.outcomes import Wanted, usual_horizons
+from stagelens.analyses.selection.proofs import Proof, TrainedOn
 from stagelens.analyses.selection.proving import prove
 from stagelens.analyses.selection.ranked import Ranking
-from stagelens.analyses.selection.tables import Proof
 from stagelens.contracts import Example
 from stagelens.runs.example_content import content_digest
 from stagelens.runs.run import Run, Stage
@@ -89,12 +89,14 @@ def _other(run: Run, seed: int) -> Callable[[Example, str | None], bool]:
     return lambda example, label: content_digest(example) in seen
 
 
-def _gain(proof: Proof, over: str, behaviour: str) -> str:
-    found = proof.gain(over, behaviour)  # type: ignore[arg-type]
-    error = found.sd / max(found.draws, 1) ** 0.5
+def _gain(proof: Proof, over: TrainedOn, behaviour: str) -> str:
+    """The mean, in standard errors over draws and over examples too, and its interval over both."""
+    found = proof.gain(over, behaviour)
+    drawn = found.sd / max(found.draws, 1) ** 0.5
+    both = float(np.hypot(drawn, proof.over_examples(over, behaviour).error))
     return (
-        f"over {over} {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f}, "
-        f"{found.mean / error if error else float('nan'):.1f} standard errors)"
+        f"over {over} {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f}; "
+        f"{found.mean / drawn:.1f} standard errors over draws, {found.mean / both:.1f} over both)"
     )
 
 
@@ -154,9 +156,8 @@ def main() -> None:
                     f"that is dropped {dropped.mean():.1%}, of all {bad.mean():.1%}"
                 )
             for behaviour in ("loss", "accuracy"):
-                said = "; ".join(
-                    _gain(proof, over, behaviour) for over in ("random", "worst", "all")
-                )
+                others: tuple[TrainedOn, ...] = ("random", "worst", "all")
+                said = "; ".join(_gain(proof, over, behaviour) for over in others)
                 print(f"  {behaviour}: {said}", flush=True)
 
 

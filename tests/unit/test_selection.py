@@ -22,10 +22,10 @@ from stagelens.analyses.contributions.first_order import behaviour_gradient, con
 from stagelens.analyses.selection import horizons
 from stagelens.analyses.selection.halves import halves
 from stagelens.analyses.selection.outcomes import Wanted
+from stagelens.analyses.selection.proofs import KINDS, load_part, proof_path
 from stagelens.analyses.selection.proving import prove
 from stagelens.analyses.selection.ranked import load_ranking, ranking_path
 from stagelens.analyses.selection.ranking import mean_by_use, rank
-from stagelens.analyses.selection.tables import KINDS, load_proof, proof_path
 from stagelens.cli import app
 from stagelens.contracts import CARRIED, Example, Refused, SetError, StageLensError
 from stagelens.derivatives.adjoint import StepContribution, sweep_within
@@ -211,7 +211,7 @@ def test_wrong_labels_are_ranked_last_and_the_choice_is_better_by_replay(noisy: 
     assert (ranking.table["value"].to_numpy()[-len(WRONG) :] < 0).all()
     kept = ranking.kept(0.5)
     proof = prove(noisy, stage, "test", Question(), ranking, kept, draws=4)
-    assert proof.table["value"].notna().all()
+    assert all(part.notna().all(axis=None) for part in proof.parts.values())
     for other in ("random", "worst", "all"):
         gain = proof.gain(other, "loss")  # type: ignore[arg-type]
         assert gain.mean > 0, other
@@ -242,18 +242,18 @@ def test_what_was_stored_for_another_question_is_not_believed(noisy: Run) -> Non
         update={"asked": "x"})})  # fmt: skip
     for kind in KINDS:
         path = proof_path(noisy, facts, examples, ids, kept, kind, 0)
-        assert load_proof(path, facts, kind, 0) is not None
-        assert load_proof(path, facts, kind, 1) is None
-        assert load_proof(path, facts.model_copy(update={"asked": "x"}), kind, 0) is None
+        assert load_part(path, facts, kind, 0) is not None
+        assert load_part(path, facts, kind, 1) is None
+        assert load_part(path, facts.model_copy(update={"asked": "x"}), kind, 0) is None
         # What is beside any choice is the same beside another one.
-        assert (load_proof(path, other, kind, 0) is None) == (kind in ("chosen", "worst"))
+        assert (load_part(path, other, kind, 0) is None) == (kind in ("chosen", "worst"))
     # The worst of another target's ranking are others, though as many judge it.
     paths = [proof_path(noisy, f, examples, ids, kept, "worst", 0) for f in (facts, other)]
     assert paths[0] != paths[1]
     # Random ones that were drawn of whatever labels are no others' of the same size.
     balanced = facts.model_copy(update={"labels": {"a": 3, "b": 3}})
     paths = [proof_path(noisy, f, examples, ids, kept, "random", 0) for f in (facts, balanced)]
-    assert paths[0] != paths[1] and load_proof(paths[0], balanced, "random", 0) is None
+    assert paths[0] != paths[1] and load_part(paths[0], balanced, "random", 0) is None
 
 
 def _wanted(**more: Any) -> Wanted:

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stagelens.analyses.selection.proofs import Proof, ProofFacts, label_counts
 from stagelens.analyses.selection.proving import part_of
 from stagelens.analyses.selection.ranked import Ranking, RankingFacts, count_kept
-from stagelens.analyses.selection.tables import label_counts
 from stagelens.contracts import StageLensError
 from stagelens.contracts.task_defaults import LOSS
 from stagelens.effects.results import BehaviourFacts
@@ -96,3 +96,34 @@ def test_agreement_is_within_labels_where_the_order_is() -> None:
     assert across.within_labels().agreement == pytest.approx(0.0)  # one is reversed, one the same
     none = Ranking(ranking.facts, table.assign(first_half=np.nan, second_half=np.nan))
     assert np.isnan(none.agreement) and none.by_half(0) is None
+
+
+def _proof(random: np.random.Generator, examples: int, draws: int) -> Proof:
+    """Chosen examples that make no difference, save on the examples that happen to be asked."""
+    source = np.repeat(np.arange(examples // 2), 2)
+    own = np.repeat(random.normal(size=examples // 2), 2)  # copies of a source have the same
+    parts = {}
+    for draw in range(draws):
+        common = random.normal()
+        for kind, helped in (("chosen", own), ("random", 0.0)):
+            loss = common - helped + random.normal() * 0.05 + random.normal(size=examples) * 0.1
+            parts[kind, draw] = pd.DataFrame({"loss": loss, "source": source})
+    facts = ProofFacts.model_construct(behaviours=[BehaviourFacts.of(LOSS)])
+    return Proof(facts, parts)  # type: ignore[arg-type]
+
+
+def test_what_a_choice_is_worth_has_an_interval_over_other_examples_too() -> None:
+    random = np.random.default_rng(0)
+    held = {"both": 0, "draws": 0}
+    for _ in range(200):
+        proof = _proof(random, 40, 6)
+        both, drawn = proof.gain("random", "loss"), proof.over_draws("random", "loss")
+        assert both.mean == pytest.approx(drawn.mean)
+        held["both"] += both.low <= 0 <= both.high
+        held["draws"] += drawn.low <= 0 <= drawn.high
+    # The truth over all examples is 0. Draws alone say nothing of which examples were asked.
+    assert held["both"] >= 184 and held["draws"] < 100
+    # Two copies of an example are no two: counted as such, the interval would be too narrow.
+    apart = proof.over_examples("random", "loss").error
+    single = Proof(proof.facts, {k: p.assign(source=-1) for k, p in proof.parts.items()})
+    assert single.over_examples("random", "loss").error < 0.8 * apart

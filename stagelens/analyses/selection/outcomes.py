@@ -21,10 +21,10 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.training_rows import example_key
 
 from .halves import halves
+from .proofs import KINDS, Proof, ProofFacts, TrainedOn, label_counts, load_part, proof_path
 from .ranked import COLUMNS, RankingFacts
-from .tables import KINDS, Proof, ProofFacts, TrainedOn, label_counts, load_proof, proof_path
 
-_METHOD = 2
+_METHOD = 3
 """Part of every key; raised when what is stored changes."""
 _FOLDER = "results/selection"
 
@@ -271,15 +271,15 @@ def _proof(
         chosen=asked_digest(chosen),
         labels=label_counts(facts.ranking, kept),
     )
-    parts = []
+    parts = {}
     for draw in range(facts.wanted.draws):
         for kind in KINDS:
             path = proof_path(run, own, examples, judges, chosen, kind, draw)
-            part = load_proof(path, own, kind, draw)
+            part = load_part(path, own, kind, draw)
             if part is None:
                 return None
-            parts.append(part.table)
-    return Proof(own, pd.concat(parts, ignore_index=True))
+            parts[kind, draw] = part
+    return Proof(own, parts)
 
 
 def stored_outcomes(run: Run, examples: EvaluationSet, stage: str) -> dict[Path, OutcomeFacts]:

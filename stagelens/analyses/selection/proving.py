@@ -17,20 +17,23 @@ from stagelens.replaying.left_out import RowsOfStage
 from stagelens.replaying.training_loss import Passed
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
+from stagelens.runs.sets.clusters import CLUSTER, clusters
+from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.states import TrainingState, Weights
 from stagelens.runs.training_rows import training_rows
 
-from .ranked import Ranking
-from .tables import (
+from .proofs import (
     KINDS,
-    PROVED,
+    SOURCE,
+    PartFacts,
     Proof,
     ProofFacts,
     TrainedOn,
     label_counts,
-    load_proof,
+    load_part,
     proof_path,
 )
+from .ranked import Ranking
 
 
 def prove(
@@ -83,23 +86,25 @@ def prove(
         chosen=asked_digest(chosen),
         labels=label_counts(ranking.facts, ranking.table[ranking.table["example_id"].isin(chosen)]),
     )
+    sources = _sources(examples, ids)
     overall, total = Progress(progress), draws * len(kinds)
-    parts = []
+    parts: dict[tuple[TrainedOn, int], pd.DataFrame] = {}
     for draw in range(draws):
         for number, kind in enumerate(kinds, draw * len(kinds)):
             report = overall.part(number / total, (number + 1) / total)
             path = proof_path(run, facts, examples, ids, chosen, kind, draw)
-            stored = load_proof(path, facts, kind, draw)
+            stored = load_part(path, facts, kind, draw)
             if stored is None:
                 part = part_of(ranking, chosen, facts.labels, kind, draw)
                 out = [name for name in rows.table["example_id"] if name not in part]
                 weights = _trained(run, stage, replayed, rows.places(out), Draw(draw), report)
                 (one,) = measure(run.task, model, [weights], batches, len(asked))
-                stored = Proof(facts, _rows(draw, kind, one, asked))
-                fact_tables.write(path, stored.table, facts)
-            parts.append(stored.table)
+                stored = _answers(one, asked).assign(**{SOURCE: sources})
+                own = PartFacts(proof=facts, trained_on=kind, draw=draw)
+                fact_tables.write(path, stored, own)
+            parts[kind, draw] = stored
             report(1.0, f"draw {draw + 1} of {draws}")
-    return Proof(facts, pd.concat(parts, ignore_index=True))
+    return Proof(facts, parts)
 
 
 def part_of(
@@ -145,15 +150,25 @@ def _trained(
     return drawn_with(run, draw, stage, train, overall.part(share, 1.0))
 
 
-def _rows(draw: int, kind: TrainedOn, measured: Measured, asked: Sequence[Example]) -> pd.DataFrame:
+def _answers(measured: Measured, asked: Sequence[Example]) -> pd.DataFrame:
+    """Per example a column of each behaviour; NaN where it has no value."""
     values = dict(measured.values)
     labelled = np.array([example.label is not None for example in asked])
     if labelled.any():
         labels = np.array([example.label for example in asked], dtype=object)
         right = np.where(labelled, measured.answers == labels, np.nan).astype(float)
         values[ACCURACY.name] = right
-    rows = [
-        (draw, kind, name, np.nanmean(own) if np.isfinite(own).any() else np.nan)
-        for name, own in values.items()
-    ]
-    return pd.DataFrame(rows, columns=list(PROVED)).astype(PROVED)
+    return pd.DataFrame(values).astype("float64")
+
+
+def _sources(examples: EvaluationSet, ids: Sequence[str]) -> np.ndarray:
+    """(N,) the number of the source that each example shares with others; -1 where it does not."""
+    sharing = clusters(examples)
+    table = examples.table([]).set_index("example_id", drop=False).loc[list(ids)]
+    if sharing is None:
+        return np.full(len(table), -1)
+    if CLUSTER in examples.columns:
+        own = examples.table([CLUSTER]).set_index("example_id")[CLUSTER].loc[list(ids)]
+        return np.asarray(pd.factorize(own)[0])
+    number = sharing.joined(table.reset_index(drop=True))[CLUSTER]
+    return number.fillna(-1).to_numpy("int64")

@@ -10,7 +10,7 @@ from stagelens.wording.numbers import amount_text, count_text, phrase
 from stagelens.wording.trust_words import FIRST_ORDER
 
 from .outcomes import Outcome, Wanted
-from .tables import KINDS, TrainedOn
+from .proofs import KINDS, TrainedOn
 
 LITTLE = 0.5
 """Rank correlation between halves of the target below which an order is called mostly chance: of

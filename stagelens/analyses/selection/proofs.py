@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.analyses.contributions.contribution_table import asked_digest
-from stagelens.contracts import Behaviour
+from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.derivatives.curvature_kinds import key_of
+from stagelens.effects.contrasts import Spread, mean_spread
 from stagelens.effects.draws import DrawInterval, interval_over_draws
 from stagelens.effects.results import BehaviourFacts
 from stagelens.runs import fact_tables
@@ -25,11 +27,13 @@ from stagelens.runs.training_rows import example_key, rest_key
 
 from .ranked import RankingFacts
 
-_METHOD = 2
+_METHOD = 3
 """Part of every key; raised when what is stored changes."""
 
-PROVED = {"draw": "int64", "trained_on": "string", "behaviour": "string", "value": "float64"}
-"""One row per draw, model and behaviour: the mean over the target's examples."""
+SOURCE = "source"
+"""Of a replay's table, which has one row per example of the target in the order they were asked:
+the number of the source that the example shares with others, below 0 where it shares none. Beside
+it one column per behaviour."""
 
 TrainedOn = Literal["all", "chosen", "random", "worst"]
 """What the stage of a replayed model has of its examples; ``worst`` are as many as are chosen, from
@@ -45,8 +49,7 @@ class ProofFacts(BaseModel):
         kept: How many examples are chosen.
         of: Of how many.
         behaviours: What was measured.
-        set_digest: Of the evaluation set that was measured; like the following two, empty in those
-            of earlier versions.
+        set_digest: Of the evaluation set that was measured.
         asked: See :func:`asked_digest`, of its examples.
         chosen: The same of the chosen training examples.
         labels: Label to how many of it are chosen; see :func:`label_counts`.
@@ -58,9 +61,9 @@ class ProofFacts(BaseModel):
     kept: int
     of: int
     behaviours: list[BehaviourFacts]
-    set_digest: str = ""
-    asked: str = ""
-    chosen: str = ""
+    set_digest: str
+    asked: str
+    chosen: str
     labels: dict[str, int] = {}
 
 
@@ -80,33 +83,78 @@ def label_counts(ranking: RankingFacts, chosen: pd.DataFrame) -> dict[str, int]:
     return dict(sorted(Counter(str(label) for label in chosen["label"].fillna("")).items()))
 
 
+class PartFacts(BaseModel):
+    """What one stored replay says of itself.
+
+    Attributes:
+        proof: That it is a part of.
+        trained_on: Which part of the training examples the stage had.
+        draw: Its number.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    proof: ProofFacts
+    trained_on: TrainedOn
+    draw: int
+
+
 @dataclass(frozen=True)
 class Proof:
     """What the models answered that were replayed with parts of a stage's examples.
 
     All models of a draw share its order of batches and its random numbers, so that they differ by
     the examples alone. Each draw has a random half of its own.
+
+    Attributes:
+        facts: What it says of itself.
+        parts: What was trained on, and the draw, to the answers; see :data:`SOURCE`.
     """
 
     facts: ProofFacts
-    table: pd.DataFrame
+    parts: Mapping[tuple[TrainedOn, int], pd.DataFrame]
 
     def behaviour(self, name: str) -> Behaviour:
         """One of those measured."""
         return next(b for b in self.facts.behaviours if b.name == name).behaviour()
 
+    def answers(self, trained_on: TrainedOn, behaviour: str) -> np.ndarray:
+        """(K, N) of every draw and example; NaN where an example has no value."""
+        draws = sorted(draw for kind, draw in self.parts if kind == trained_on)
+        rows = [self.parts[trained_on, draw] for draw in draws]
+        return np.array(
+            [part.get(behaviour, pd.Series(np.nan, part.index)).to_numpy(float) for part in rows]
+        )
+
     def values(self, trained_on: TrainedOn, behaviour: str) -> np.ndarray:
         """Means over the target's examples, by draw."""
-        rows = self.table[
-            (self.table["trained_on"] == trained_on) & (self.table["behaviour"] == behaviour)
-        ]
-        return rows.sort_values("draw")["value"].to_numpy(float)
+        return pd.DataFrame(self.answers(trained_on, behaviour)).mean(axis=1).to_numpy()
 
-    def gain(self, over: TrainedOn, behaviour: str) -> DrawInterval:
-        """By how much the chosen examples are better than others, on the credit scale, paired."""
+    def over_draws(self, over: TrainedOn, behaviour: str) -> DrawInterval:
+        """:meth:`gain` with the interval of the draws alone: of these examples, in other orders."""
         sign = self.behaviour(behaviour).sign
         difference = self.values("chosen", behaviour) - self.values(over, behaviour)
         return interval_over_draws(sign * difference, "runs")
+
+    def over_examples(self, over: TrainedOn, behaviour: str) -> Spread:
+        """:meth:`gain` with the error of the target's examples alone, by their sources."""
+        sign = self.behaviour(behaviour).sign
+        apart = sign * (self.answers("chosen", behaviour) - self.answers(over, behaviour))
+        source = next(iter(self.parts.values()))[SOURCE].to_numpy()
+        return mean_spread(apart.mean(axis=0), source, behaviour == ACCURACY.name)
+
+    def gain(self, over: TrainedOn, behaviour: str) -> DrawInterval:
+        """By how much the chosen examples are better than others, on the credit scale, paired.
+
+        The interval is for other orders of batches and other examples of the target: the half
+        widths for the two are added as variances are, which is no less than that of both together
+        (A. B. Owen, The pigeonhole bootstrap, Ann. Appl. Statist. 1, 2007). NaN where either is not
+        known.
+        """
+        drawn = self.over_draws(over, behaviour)
+        low, high = self.over_examples(over, behaviour).ends()
+        half = math.hypot((drawn.high - drawn.low) / 2, (high - low) / 2)
+        return replace(drawn, low=drawn.mean - half, high=drawn.mean + half)
 
 
 def proof_path(
@@ -152,8 +200,10 @@ def proof_path(
     return run.files.inside(f"results/selection/proof-{key}.parquet")
 
 
-def load_proof(path: Path, facts: ProofFacts, trained_on: TrainedOn, draw: int) -> Proof | None:
-    """One stored replay; None where there is none that can be used.
+def load_part(
+    path: Path, facts: ProofFacts, trained_on: TrainedOn, draw: int
+) -> pd.DataFrame | None:
+    """The answers of one stored replay; None where there is none that can be used.
 
     Args:
         path: See :func:`proof_path`.
@@ -161,25 +211,23 @@ def load_proof(path: Path, facts: ProofFacts, trained_on: TrainedOn, draw: int) 
         trained_on: Which part of the training examples.
         draw: Its number.
     """
-    found = fact_tables.read(path, ProofFacts, PROVED)
-    if found is None:
-        return None
-    stored, table = found
+    found = fact_tables.read(path, PartFacts, [SOURCE])
     # A file that was copied to this name is not believed.
-    if {*table["draw"]} != {draw} or {*table["trained_on"]} != {trained_on}:
+    if found is None or (found[0].trained_on, found[0].draw) != (trained_on, draw):
         return None
+    stored, table = found[0].proof, found[1]
     own, asked = stored.ranking, facts.ranking
     if (own.run_digest, own.stage, stored.of) != (asked.run_digest, asked.stage, facts.of):
         return None
-    if stored.set_digest not in ("", facts.set_digest) or stored.asked not in ("", facts.asked):
+    if (stored.set_digest, stored.asked) != (facts.set_digest, facts.asked):
         return None
     # What is beside any choice, or any of its size, may have been replayed for another ranking.
     if trained_on != "all" and stored.kept != facts.kept:
         return None
-    if trained_on == "chosen" and stored.chosen not in ("", facts.chosen):
+    if trained_on == "chosen" and stored.chosen != facts.chosen:
         return None
     if trained_on == "random" and stored.labels != facts.labels:
         return None
     if trained_on == "worst" and own != asked:
         return None
-    return Proof(stored, table)
+    return table
