@@ -227,7 +227,7 @@ def _print_horizons(outcome: Outcome) -> None:
 
 def _print_proof(outcome: Outcome) -> None:
     """What replays gave: per behaviour one row per part, with the paired difference."""
-    from stagelens.analyses.selection.sentences import FILLED_UP_BY_NOTHING, trained_on
+    from stagelens.analyses.selection.sentences import FILLED_UP_BY_NOTHING, INTERVALS, trained_on
 
     if outcome.proof is None:
         return
@@ -252,4 +252,4 @@ def _print_proof(outcome: Outcome) -> None:
             table.add_row(*row, gain_text(gain.mean * kind.sign, kind), ends)
         print_table(table)
     better = POSITIVE_IS.replace("because of the stage", "with the chosen examples")
-    say(f"{FILLED_UP_BY_NOTHING} {better}")
+    say(f"{INTERVALS} {FILLED_UP_BY_NOTHING} {better}")

@@ -16,6 +16,10 @@ LITTLE = 0.5
 """Rank correlation between halves of the target below which an order is called mostly chance: of
 the whole target's order, less than two thirds then is no chance (Spearman and Brown)."""
 
+INTERVALS = (
+    "Intervals of differences say how far these may be off in other orders of batches and on other "
+    "examples of the target; those of single models, in other orders alone."
+)
 FILLED_UP_BY_NOTHING = (
     "Rows left out leave the batches that were drawn, and no others come in their place."
 )

@@ -13,6 +13,7 @@ from stagelens.analyses.selection.exporting import row_numbers, snippet, with_pl
 from stagelens.analyses.selection.outcomes import Outcome, OutcomeFacts
 from stagelens.analyses.selection.sentences import (
     FILLED_UP_BY_NOTHING,
+    INTERVALS,
     chosen,
     rests_on,
     trained_on,
@@ -66,7 +67,7 @@ def shown(workspace: Workspace, outcome: Outcome) -> None:
     components.text_block(
         f"{facts.wanted.draws} draws of the order of batches, the same for all models of a draw, "
         f"measured on {facts.judged:,} examples of {facts.wanted.set_name} that had no part in the "
-        f"choice; the order itself is by first order. {FILLED_UP_BY_NOTHING}",
+        f"choice; the order itself is by first order. {INTERVALS} {FILLED_UP_BY_NOTHING}",
         muted=True,
     )
     if len(facts.trials) > 1:
