@@ -47,7 +47,8 @@ def test_a_choice_is_offered_with_its_cost_in_replays(
     monkeypatch.setattr(jobs, "start", lambda arguments, title: started.append(arguments))
     app = _page(open_page, demo)
     said = words(app)
-    assert "3 backward sweeps through adapt, and 46 replays of adapt (15 steps each)" in said
+    assert "3 backward sweeps through adapt to rank its examples" in said
+    assert "46 replays of adapt (15 steps each)" in said
     app.selectbox(key="next-keep").set_value(0.25)
     app.selectbox(key="next-draws").set_value(4)
     assert "30 replays" in words(check(app.run()))

@@ -23,7 +23,7 @@ from stagelens.analyses.without_data.sentences import OF_GROUPS
 from stagelens.runs.run import open_run
 from stagelens.runs.schema import digest
 from stagelens.runs.training_rows import training_rows
-from stagelens.ui.examples import training_browser, training_filters
+from stagelens.ui.examples import contributions, training_browser, training_filters
 from stagelens.ui.examples.grouping import Grouping
 from stagelens.ui.reading import browse
 from stagelens.ui.server import jobs
@@ -247,6 +247,27 @@ def test_groups_come_with_intervals_and_any_of_them_can_be_replayed(
     assert OF_GROUPS not in words(app)
 
 
+def test_one_button_is_the_next_step_and_what_is_known_by_then_orders_the_list(
+    open_page, known: tuple[Path, TrainingData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(contributions, "_stored", lambda *_: None)
+        app = _page(open_page, known[0])
+        assert _primary(app) == ["contribute"]
+        assert app.selectbox(key="t-sort").value == training_filters.UNBELIEVED
+    check(app.run())
+    assert _primary(app) == ["without-list"]
+    assert app.selectbox(key="t-sort").value == training_filters.HURT
+    app.selectbox(key="t-sort").set_value(training_filters.OFTEN)
+    check(app.run())
+    assert app.selectbox(key="t-sort").value == training_filters.OFTEN
+
+
+def _primary(app: AppTest) -> list[str | None]:
+    """Keys of the main buttons."""
+    return [each.key for each in app.button if each.proto.type == "primary"]
+
+
 def _replays(app: AppTest) -> list[str]:
     """Labels of the buttons that replay, without their predicted times."""
     return [each.split(", predicted")[0] for each in labels(app) if each.startswith("Replay")]
@@ -307,6 +328,7 @@ def test_a_replay_without_examples_is_started_and_what_it_gave_is_said(
     assert "Without 20 examples of mislabelled that hurt example clean-044 most, the " in said
     again = _page(open_page, path)
     assert "without-list" not in {each.key for each in again.button}
+    assert _primary(again) == ["without-list-control"]
     # As many others, drawn at random, are the next replay, and stand beside these then.
     started.clear()
     with pytest.MonkeyPatch.context() as patch:

@@ -210,14 +210,14 @@ def left_open(stage: str, effect: float, linearised: float) -> str:
         return ""
     if opposite(effect, linearised):
         return (
-            f"To first order the steps of {stage} add up to the opposite sign of its effect, so "
-            "first order says nothing of credit or blame there, and single steps are drawn as "
-            "neither. For early or late, go by what was seen while the stage trained."
+            f"To first order, the steps of {stage} add up to the opposite sign of its effect, "
+            "so first order says nothing about credit or blame, and no step is shown as either. "
+            "For early or late, go by what was seen while the stage trained."
         )
     return (
-        f"To first order the steps of {stage} do not add up to its effect: more than half of it is "
-        "not explained, so first order says nothing of its size there. Take what they contributed "
-        "as a hint of where to look, not as amounts."
+        f"To first order, the steps of {stage} explain less than half of its effect, so first "
+        "order says nothing of its size there. Take contributions as a hint of where to look, not "
+        "as amounts."
     )
 
 

@@ -202,6 +202,11 @@ def _reason(
         return f"It dropped by more than {allowed}: p {_p_text(adjusted)} for all slices together."
     if verdict == "fine":
         return f"The drop is below {allowed}: 95 % interval {ends}."
+    if low > most:  # which alone would show it
+        return (
+            f"A drop of more than {allowed} is not shown for all slices together (p "
+            f"{_p_text(adjusted)}), though this slice's own 95 % interval, {ends}, lies beyond it."
+        )
     return f"A drop of more than {allowed} is neither shown nor ruled out: 95 % interval {ends}."
 
 

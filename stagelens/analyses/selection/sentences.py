@@ -38,21 +38,19 @@ def cost(run: Run, wanted: Wanted) -> str:
     through = wanted.stage
     if later:
         through += f" with the later {listed([each.name for each in later])}"
-    ordered = (
-        f"Ordering the examples by {count_text(len(wanted.horizons), 'horizon')} takes "
-        f"{count_text(len(wanted.horizons), 'backward sweep')} through {wanted.stage}"
-    )
+    sweeps = count_text(len(wanted.horizons), "backward sweep")
+    ordered = f"Takes {sweeps} through {wanted.stage} to rank its examples, one for each horizon"
     if not wanted.replays:
         return f"{ordered}; nothing is replayed."
     proof = len(KINDS) * wanted.draws
     parts = [
-        f"{wanted.trials:,} to judge the horizons" if wanted.trials else "",
+        f"{wanted.trials:,} to choose the horizon" if wanted.trials else "",
         f"{proof:,} to prove the choice ({wanted.draws:,} draws of {len(KINDS)} models)"
         if proof
         else "",
     ]
     return (
-        f"{ordered}, and {count_text(wanted.replays, 'replay')} of {through} "
+        f"{ordered}; then {count_text(wanted.replays, 'replay')} of {through} "
         f"({count_text(steps, 'step')} each): {', '.join(filter(None, parts))}."
     )
 

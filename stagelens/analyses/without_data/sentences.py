@@ -17,29 +17,29 @@ from .chosen import DIVISORS, Chosen
 from .stored import WithoutData, WithoutDataFacts
 
 OF_CHOSEN = (
-    "Held against replays on digits under AdamW at a rate of 5e-4, leaving out the 20 examples "
-    "that hurt an answer most did 0.4 to 1.0 times what first order said, and of groups by label "
-    "it had the sign of 7 in 10. At other rates nothing of that is promised: where training is "
-    "hard, as on Fashion-MNIST under SGD, it is off many times over."
+    "In tests by replay (digits, AdamW at a rate of 5e-4), leaving out the 20 examples that hurt "
+    "an answer most did 0.4 to 1.0 times what first order said, and 7 in 10 groups by label had "
+    "the sign it said. Other rates promise nothing: where training is hard, as on Fashion-MNIST "
+    "under SGD, it is off many times over."
 )
 """What leave-some-out replays say of first order, see docs/fidelity.md; of one network and its
 learning rate, which is why each figure names them."""
 OF_GROUPS = (
-    "The order is first order's. Held against replays on digits under AdamW, the group by label "
-    "that hurt an answer most came first in 6 of 10 cases, and was among the first three in 9 of "
-    "10; on Fashion-MNIST under SGD in 5 and 7 of 10."
+    "How good is first order's order? In tests by replay, the group by label that hurt an answer "
+    "most came first in 6 of 10 cases and among the first three in 9 of 10 (digits, AdamW); in 5 "
+    "and 7 of 10 on Fashion-MNIST under SGD."
 )
 """What replays without groups by label say of the order of groups, see docs/fidelity.md."""
 NO_PART = (
-    "It follows the weight of these examples through the optimiser too. Contributions hold its "
-    "denominators, so it is no part of their sum and may be larger."
+    "Contributions hold the optimiser's denominators fixed and this does not, so it is no part of "
+    "their sum and may be larger."
 )
 """Why what a choice made for may be more than what all steps are said to have added."""
 CHOSEN_ON = (
     "Examples that are said to hurt or help some of this set most were chosen on these very ones: "
     "on others they may do less."
 )
-DECIDES = "A replay decides."
+DECIDES = "Only a replay tells."
 
 _ONE_VALUE = re.compile(r"with ([\w-]+)=([\w-]+)")
 

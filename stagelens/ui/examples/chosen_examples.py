@@ -132,7 +132,7 @@ def _differences(outcome: Outcome, kinds: Sequence[Behaviour], about: About) -> 
     components.table(
         pd.DataFrame(rows),
         "train-next-table",
-        "By how much the chosen training examples are better than others, by replay, paired over "
+        "How much better training on the chosen examples is than on others, by replay, paired over "
         "draws; negative: worse.",
         about,
         height="content",

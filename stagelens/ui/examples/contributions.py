@@ -182,6 +182,18 @@ def answer(workspace: Workspace, asked: Asked, by_kind: bool = False) -> Stored 
         by_kind: Whether the tab lets the kind of curvature be chosen; else it is the usual one.
     """
     kind = _curvature() if by_kind else USUAL
+    found = _stored(workspace, asked, kind)
+    if found is None:
+        _offer(workspace, asked, kind, by_kind)
+    return found
+
+
+def known(workspace: Workspace, asked: Asked) -> bool:
+    """Whether contributions are stored, or cannot be had: nothing has to be computed first."""
+    return _stored(workspace, asked, USUAL) is not None or bool(impossible(workspace, asked))
+
+
+def _stored(workspace: Workspace, asked: Asked, kind: Curvature) -> Stored | None:
     reach = workspace.stages[: workspace.stages.index(asked.stage) + 1]
     for since in reversed(reach):  # an answer from further back holds this stage too
         path = contributions_path(
@@ -192,7 +204,6 @@ def answer(workspace: Workspace, asked: Asked, by_kind: bool = False) -> Stored 
             found = _load(str(path), stamp, workspace, asked.behaviour.name, asked.ids, since, kind)
             if found is not None:
                 return found
-    _offer(workspace, asked, kind, by_kind)
     return None
 
 
@@ -224,10 +235,10 @@ def _offer(workspace: Workspace, asked: Asked, kind: Curvature, by_kind: bool) -
             return
         took = job_progress.predicted(known, contributions_seconds(since))
         components.text_block(
-            f"What every step of {asked.stage} contributed to the {phrase(asked.behaviour)} of "
-            f"{about}, and what every training example in it did: to first order, by one backward "
-            f"sweep through the {sum(stage.steps for stage in since):,} recorded steps from there "
-            f"to the final model.{took} It is kept for the next visit."
+            f"How much each training example of {asked.stage}, and each step, helped or hurt the "
+            f"{phrase(asked.behaviour)} of {about}: estimated to first order, by one backward "
+            f"sweep through the {sum(stage.steps for stage in since):,} recorded steps from the "
+            f"final model to the start of {asked.stage}.{took} The result is kept."
         )
         if by_kind:
             curvature_control()
@@ -257,8 +268,8 @@ def leaving_out(workspace: Workspace, asked: Asked, found: Stored) -> None:
     """What the answer does not know of leaving training examples out, and a way to it."""
     if why := found.facts.no_rest.get(asked.stage):
         components.text_block(
-            "What leaving training examples out does is known to first order with the divisor "
-            f"kept, not with the mean over the rest: {why}.",
+            "To first order, leaving training examples out is known with losses divided as "
+            f"before, not with their mean over the rest: {why}.",
             muted=True,
         )
     if found.complete or settings.read_only() or impossible(workspace, asked) is not None:
@@ -268,8 +279,7 @@ def leaving_out(workspace: Workspace, asked: Asked, found: Stored) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         components.text_block(
-            "An earlier version stored this, without what leaving training examples out is "
-            "predicted by.",
+            "An earlier version stored this; it lacks what predicts leaving training examples out.",
             muted=True,
         )
         st.button(
@@ -355,8 +365,8 @@ def says_nothing(found: Stored, asked: Asked) -> bool:
     if not opposite(asked.effect, found.linearised(asked.stage)):
         return False
     components.text_block(
-        "So no training example is said to have helped or hurt here. What some of them did, a "
-        "replay without them says."
+        "So no training example is said to have helped or hurt here. To learn what some of them "
+        "did, replay the training without them."
     )
     return True
 

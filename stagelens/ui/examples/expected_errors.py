@@ -112,17 +112,13 @@ def offer(workspace: Workspace, asked: Asked, key: str) -> None:
     )
     known = paces(workspace.run)
     since = known.stages[workspace.stages.index(asked.stage) :]
-    with st.container(border=True):
-        if job_progress.job_state(arguments, "Try again"):
-            return
-        took = job_progress.predicted(known, horizons_seconds(since))
-        components.text_block(
-            f"By how much first order of {asked.stage} is expected to be off on the "
-            f"{phrase(asked.behaviour)} of {asked.about}, a step later, more steps later, and for "
-            f"the final model, estimated without a replay.{took}"
-        )
+    if job_progress.job_state(arguments, "Try again"):
+        return
+    took = job_progress.predicted(known, horizons_seconds(since))
+    with components.aside():
         st.button(
             "Estimate how far it holds",
+            type="tertiary",
             disabled=settings.read_only(),
             icon=":material/ssid_chart:",
             key=key,
@@ -130,5 +126,11 @@ def offer(workspace: Workspace, asked: Asked, key: str) -> None:
             args=(arguments, "The estimate of how far first order holds"),
             help=settings.READ_ONLY
             if settings.read_only()
-            else "Runs in the background: python -m stagelens horizon.",
+            else f"The expected error of first order of {asked.stage}, a step later up to the "
+            "final model. Runs in the background: python -m stagelens horizon.",
+        )
+        components.text_block(
+            f"By how much is first order off on the {phrase(asked.behaviour)} of {asked.about}? "
+            f"Estimated without a replay.{took}",
+            muted=True,
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
@@ -49,13 +49,14 @@ from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.trust_marks import trust_badges
 from stagelens.ui.reading import training_loaders
 from stagelens.ui.server import settings
-from stagelens.wording.numbers import count_text, phrase
+from stagelens.wording.numbers import phrase
 from stagelens.wording.signs import gain_text, side
 from stagelens.wording.trust_words import FIRST_ORDER, MARKS, trust_word
 
 from .contributions import Asked, show_tiles
 from .expected_errors import stored_horizons
-from .training_filters import Wanted
+
+Kind = Literal["primary", "secondary", "tertiary"]
 
 MOST_DRAWS = 8
 """Random choices that chosen examples are held against at most."""
@@ -76,6 +77,8 @@ class LeftOut:
         estimate: What leaving them out takes away to first order; None where that is not known of
             all of them.
         found: What training examples contributed; None where that is not known.
+        aside: Whether something else is the next step: the button is then no main one, and what
+            is known of first order stands elsewhere.
     """
 
     words: str
@@ -84,49 +87,7 @@ class LeftOut:
     divisor: Divisor = "rest"
     estimate: float | None = None
     found: Stored | None = None
-
-
-def of_the_list(
-    workspace: Workspace,
-    asked: Asked,
-    chosen: pd.DataFrame,
-    wanted: Wanted,
-    found: Stored | None,
-) -> tuple[str, ...]:
-    """Leave out the first examples of a list, as many as are asked for.
-
-    Args:
-        workspace: What is open.
-        asked: Whose behaviour, and which stage.
-        chosen: The list.
-        wanted: What was asked of it.
-        found: What training examples contributed; None where that is not known.
-
-    Returns:
-        Their ids.
-    """
-    if chosen.empty:
-        return ()
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        most = len(chosen)
-        count = st.number_input(
-            "How many of the list",
-            1,
-            most,
-            min(FIRST, most),
-            key=f"without-count-{most}",
-            width=150,
-            help="From the top, over all pages.",
-        )
-        ids = tuple(chosen["example_id"].head(int(count)))
-        every, words = int(count) == most, wanted.words()
-        said = count_text(len(ids), "training example")
-        said = f"{said} {words}".strip() if every else f"the first {said} of the list"
-        place = st.container()
-    kept = ", ".join(filter(None, [words] if every else [wanted.first(asked.about), words]))
-    what = left_out(found, Chosen(asked.stage, ids, one_line(kept)), said)
-    button_or_result(workspace, asked, what, "without-list", place)
-    return ids
+    aside: bool = False
 
 
 def left_out(
@@ -200,6 +161,7 @@ def button_or_result(
         components.plain(f"Replay without {what.words}{took(workspace, asked.stage)}"),
         icon=":material/replay:",
         key=key,
+        type="secondary" if what.aside else "primary",
         disabled=settings.read_only(),
         on_click=begin,
         args=(file, ids_text(what.chosen), arguments, f"The replay without {what.words}"),
@@ -319,7 +281,8 @@ def _told(
             components.text_block(off)
         components.text_block(f"{how(found.facts)} {DRAWN}", muted=True)
         if of_stage and len(found.facts.ids) < of_stage and len(random) < MOST_DRAWS:
-            _offer_control(workspace, asked, found, len(random), command, key)
+            kind: Kind = "tertiary" if random or what.aside else "primary"
+            _offer_control(workspace, asked, found, len(random), command, (key, kind))
 
 
 def _controls(workspace: Workspace, found: WithoutData) -> tuple[list[WithoutData], int]:
@@ -343,7 +306,7 @@ def _offer_control(
     found: WithoutData,
     known: int,
     command: tuple[Path | None, tuple[str, ...]],
-    key: str,
+    button: tuple[str, Kind],
 ) -> None:
     """The way to know whether chosen examples did more than others would have."""
     if settings.read_only() or no_replay(workspace, asked.stage):
@@ -357,8 +320,8 @@ def _offer_control(
     st.button(
         components.plain(f"Replay without {words} {again}{took(workspace, asked.stage)}"),
         icon=":material/casino:",
-        key=f"{key}-control",
-        type="tertiary",
+        key=f"{button[0]}-control",
+        type=button[1],
         on_click=begin,
         args=(file, ids_text(found.chosen), arguments, f"The replay without {words}"),
         help="Is that more than leaving out as many of the others does? Each replay draws other "
@@ -370,14 +333,15 @@ def _first_order_alone(
     workspace: Workspace, asked: Asked, what: LeftOut, chosen: Chosen, estimate: float
 ) -> None:
     # Replays of this very stage and behaviour say more than estimates, and these than benchmarks.
-    horizons = stored_horizons(workspace, asked)
     caution = held_against(_replayed(workspace, asked, what), asked.stage, asked.behaviour)
-    if not caution:
+    if not caution and not what.aside:
+        horizons = stored_horizons(workspace, asked)
         caution = OF_CHOSEN if horizons is None else how_far(horizons)
+    cautions = " ".join(filter(None, ["" if what.aside else NO_PART, caution, DECIDES]))
     components.text_block(
         f"To first order these {title(chosen)} made for {gain_text(estimate, asked.behaviour)} of "
         f"the {phrase(asked.behaviour)} ({MARKS[FIRST_ORDER]} {FIRST_ORDER}; "
-        f"{DIVISORS[what.divisor]}). {NO_PART} {caution} {DECIDES}",
+        f"{DIVISORS[what.divisor]}). {cautions}",
         muted=True,
     )
 

@@ -67,17 +67,19 @@ def _offer(workspace: Workspace, asked: Asked, key: str) -> None:
     if all(pace.seconds is not None for pace in later):
         seconds = STARTING + 3 * sum(pace.seconds or 0.0 for pace in later)
     took = job_progress.predicted(known, seconds)
-    components.text_block(
-        f"Whether rankings to first order say anything of {asked.stage}. {cost()}{took}", muted=True
-    )
-    st.button(
-        "Check first order",
-        disabled=settings.read_only(),
-        icon=":material/rule:",
-        key=f"check-smoothness-{key}",
-        on_click=job_progress.begin,
-        args=(arguments, "The smoothness check"),
-        help=settings.READ_ONLY
-        if settings.read_only()
-        else "Runs in the background: python -m stagelens smoothness.",
-    )
+    with components.aside():
+        st.button(
+            "Check first order",
+            type="tertiary",
+            disabled=settings.read_only(),
+            icon=":material/rule:",
+            key=f"check-smoothness-{key}",
+            on_click=job_progress.begin,
+            args=(arguments, "The smoothness check"),
+            help=settings.READ_ONLY
+            if settings.read_only()
+            else f"{cost()} Runs in the background: python -m stagelens smoothness.",
+        )
+        components.text_block(
+            f"Does its ranking of {asked.stage} say anything? Three replays tell.{took}", muted=True
+        )

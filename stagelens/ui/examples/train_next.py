@@ -71,8 +71,8 @@ def what_to_train_on_next(
 def _heading(stage: str) -> None:
     st.html(components.heading_html("What to train on next"))
     components.text_block(
-        f"Which training examples of {stage} to keep: ordered by how much each helps a target "
-        "within some steps, to first order; replays then say what the choice is worth.",
+        f"Which training examples of {stage} to keep: first order ranks them by how much each "
+        "helps a target some steps later (the horizon), and replays show what the choice is worth.",
         muted=True,
     )
 
@@ -126,11 +126,11 @@ def _choose(
             key="next-target",
             bind="query-params",
             width=220,
-            help="The examples that are to become better. Half of them order the training "
-            "examples, the other half judges the choice.",
+            help="The evaluation examples to do better on. Half of them rank the training "
+            "examples; the other half judges the choice.",
         )
         behaviour = st.selectbox(
-            "What is to become better",
+            "To improve",
             list(kinds),
             format_func=lambda name: phrase(kinds[name]),
             key="next-behaviour",
@@ -158,8 +158,9 @@ def _choose(
             key="next-draws",
             bind="query-params",
             width=130,
-            help="In each, the stage and all later ones are replayed on the chosen examples, as "
-            "many random ones of each label, the worst, and all, with the same order of batches.",
+            help="Each draw replays the stage and all later ones on the chosen examples, on as "
+            "many random ones of each label, on the worst, and on all, with the same order of "
+            "batches.",
         )
         by = ""
         if columns or last.by:
@@ -176,11 +177,11 @@ def _choose(
                 "one is worth is mostly chance where the target is small.",
             )
         distinct = compared and st.toggle(
-            "One of those alike",
+            "No near duplicates",
             value=last.distinct,
             key="next-distinct",
             bind="query-params",
-            help="Of examples that are nearly the same, keep only the best.",
+            help="Of training examples that are nearly the same, keep only the best.",
         )
     return Wanted(
         stage=stage,
@@ -266,12 +267,11 @@ def _offer(workspace: Workspace, asked: Asked, wanted: Wanted) -> None:
         later = known.stages[workspace.stages.index(wanted.stage) :]
         took = job_progress.predicted(known, selection_seconds(wanted, later))
         components.text_block(
-            f"{cost(workspace.run, wanted)}{took} Replays are kept one by one, so that work that "
-            "was cancelled goes on where it stopped."
+            f"{cost(workspace.run, wanted)}{took} Each replay is kept, so work that was cancelled "
+            "goes on where it stopped."
         )
         st.button(
             "Choose and prove by replay",
-            type="primary",
             disabled=settings.read_only(),
             icon=":material/checklist:",
             key="train-next",

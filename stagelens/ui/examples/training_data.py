@@ -92,9 +92,8 @@ def training_data_tab(
                 _cards(found, asked, side.head(count), color, whole, parts)
     if parts is not None:
         components.text_block(
-            "Ranges on cards (95 %): where the contribution might lie had other evaluation "
-            "examples been drawn, as many of them. They say nothing of what first order leaves "
-            "out.",
+            "Ranges on cards are 95 % intervals, had as many other evaluation examples been "
+            "drawn. They do not cover what first order misses.",
             muted=True,
         )
     without_data_section(workspace, asked, found, _differs(rows))
@@ -117,10 +116,9 @@ def _parts(found: Stored, asked: Asked, rows: pd.DataFrame, whole: float | None)
         parts = f" Percentages are of all steps together, {gain_text(whole, behaviour)}."
     components.text_block(
         f"{count_text(len(rows), 'training example')}: {of_examples}; {CARRIED}: "
-        f"{gain_text(carried, behaviour)}. {POSITIVE_IS} To first order, with the "
-        "optimiser's denominators and clipping held; uses of one example at several steps are "
-        "added up. Cards name the step of the first use and the example's number in its batch, "
-        "both from 0."
+        f"{gain_text(carried, behaviour)}. {POSITIVE_IS} These are estimates to first order "
+        "that hold the optimiser's denominators and clipping fixed; all uses of an example are "
+        "added up. Cards name the step of its first use and its number in the batch, both from 0."
         + parts
         + (" Images are shown as the model saw them." if found.facts.kind == "image" else "")
     )

@@ -42,6 +42,9 @@ HURT, HELPED, LARGEST = "hurt most", "helped most", "largest contribution"
 UNBELIEVED, LEARNED_LEAST = "hardest to believe", "own loss now"
 OFTEN, ORDER = "seen most often", "order of training"
 
+_USUAL = "t-sort-usual"
+"""Key of the order that came first when the list was last drawn."""
+
 Side = Literal["helped", "hurt"]
 
 
@@ -136,8 +139,8 @@ def choose(loaded: Loaded, frame: pd.DataFrame, groups: dict[str, pd.Series], ba
                 [ANY, BOTH, FINAL, WITHOUT],
                 "t-doubt",
                 "Doubted or not",
-                "Whose answer is not the label: the final model may have learned a wrong one, the "
-                "model without the stage never saw it.",
+                "Whose answer differs from the label. The final model may have learned a wrong "
+                "label; the model without the stage never saw it.",
             )
         elsewhere = None
         if SAME in frame:
@@ -145,7 +148,7 @@ def choose(loaded: Loaded, frame: pd.DataFrame, groups: dict[str, pd.Series], ba
                 "Elsewhere",
                 [IN_SET, IN_STAGE, *([NEARLY] if text else []), NOWHERE],
                 "t-else",
-                "Anywhere else or not",
+                "Found elsewhere or not",
                 "Where else the same input occurs, or nearly the same text.",
             )
         side = None
@@ -191,11 +194,11 @@ def _by_column(
     known = [name for name in columns if name in groups]
     if not known:
         return None, None
-    column = _pick("Column", known, "t-column", "Any column", "Of the data set, or of a file.")
+    column = _pick("Column", known, "t-column", "Any column", "Of the data set, or of your file.")
     if column is None:
         return None, None
     values = sorted(groups[column].unique().tolist())
-    value = _pick(column, values, f"t-value-{column}", f"Any {column}", "What it has to say.")
+    value = _pick(column, values, f"t-value-{column}", f"Any {column}", "Only these.")
     return column, value
 
 
@@ -208,6 +211,10 @@ def _sort(frame: pd.DataFrame, bad: bool) -> str:
     if "answer" in frame:
         orders.append(LEARNED_LEAST)
     orders += [ORDER, OFTEN]
+    # What is known by now may bring a better order, which leads until another is chosen.
+    if _USUAL in st.session_state and st.session_state.get("t-sort") == st.session_state[_USUAL]:
+        st.session_state["t-sort"] = orders[0]
+    st.session_state[_USUAL] = orders[0]
     return st.selectbox(
         "Sort training examples by",
         orders,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -47,9 +48,9 @@ from .grouping import Grouping
 _OTHERS = "other examples of a group"
 _EFFECT, _ADDED = "effect", "added"
 _MEANT = (
-    "Effect: what the final model has over one without the group (losses: mean over the rest), "
-    "by which the table is ordered{replayed}. Added: the sum of contributions, with the "
-    "optimiser's denominators held: what steps added, not what would be without them."
+    "Effect: the final model against one trained without the group (losses: mean over the rest); "
+    "the table is in this order{replayed}. Added: the sum of contributions, with the optimiser's "
+    "denominators held fixed: what steps added, not what leaving the group out would take away."
 )
 
 _SHOWN = 12
@@ -58,7 +59,7 @@ _SEVERAL = 3
 """Groups that one button replays."""
 _TOLD = 6
 """Groups whose replays are told in a sentence each beside the chosen one; all are in the table."""
-_LEADS = "A replay leads where there is one: by it are the first column and its order. "
+_LEADS = "A replay leads where there is one: the first column, and the order. "
 
 
 def groups_of_a_stage(
@@ -83,9 +84,9 @@ def groups_of_a_stage(
     if not groups:
         command = ("stagelens", "training-data", *workspace.at.words, "--stage", asked.stage)
         components.text_block(
-            f"None: the training examples of {asked.stage} are alike in all that they could be "
-            "grouped by (recorded columns, labels, lengths, uses). A file with an example_id and "
-            f"further columns gives some: {shlex.join(command)} --columns FILE",
+            f"None: the training examples of {asked.stage} do not differ in anything they could be "
+            "grouped by (recorded columns, labels, lengths, uses). To add columns of your own, "
+            f"give a file with example_id and them: {shlex.join(command)} --columns FILE",
             muted=True,
         )
         return
@@ -94,8 +95,8 @@ def groups_of_a_stage(
         list(groups),
         key="t-by",
         bind="query-params",
-        help="Columns of the recorded data set, or of a file that stagelens training-data "
-        "--columns was given, come first.",
+        help="First come columns of the recorded data set, and of a file given to stagelens "
+        "training-data --columns.",
     )
     curvature = found.facts.curvature
     parts = parts_of(workspace, asked, curvature)
@@ -167,10 +168,10 @@ def groups_of_a_stage(
     if parts is not None:
         others = f"{_OTHERS}, and for what they added also other evaluation examples,"
     components.text_block(
-        f"▲ helped, ▼ hurt. {_LEADS if leading else 'All is to first order. '}{meant}"
-        f"Intervals say how far sums might be off had {others} been drawn, as many of them; "
-        "what holds zero is not coloured. What first order leaves out grows with a group, and only "
-        "a replay knows it." + (f" {more:,} more groups are smaller." if more > 0 else ""),
+        f"▲ helped, ▼ hurt. {_LEADS if leading else 'All to first order. '}{meant}"
+        f"Intervals say where sums might lie had as many {others} been drawn; no colour where zero "
+        "is inside. What first order misses grows with the group, and only a replay shows it."
+        + (f" {more:,} more groups are smaller." if more > 0 else ""),
         muted=True,
     )
     if known:
@@ -210,7 +211,7 @@ def _replays(
             names,
             key=key,
             width=260,
-            help="A row that is clicked in the table is chosen here.",
+            help="Or click its row in the table.",
         )
         place = st.container()
     own = grouping.members[group]
@@ -218,7 +219,7 @@ def _replays(
         components.text_block("This group is what the list above leaves out.", muted=True)
     else:
         words = f"{count_text(len(own), 'training example')} with {by} {group}"
-        what = left_out.left_out(found, grouping.without(group), words)
+        what = replace(left_out.left_out(found, grouping.without(group), words), aside=True)
         left_out.button_or_result(grouping.workspace, asked, what, "without-group", place)
     others = (replayed & set(grouping.replays)) - {group}
     ids = frozenset(asked.ids)
@@ -259,9 +260,8 @@ def _several(grouping: Grouping, names: Sequence[str]) -> None:
         type="tertiary",
         on_click=left_out.begin,
         args=(file, ids, arguments, f"Replays without {listed_words(chosen)}"),
-        help=f"To first order: {components.plain(listed_words(chosen))}. Each by "
-        "itself; those that were replayed are not replayed again. What they give stands in the "
-        "table then.",
+        help=f"To first order: {components.plain(listed_words(chosen))}. One replay each, but for "
+        "those that were replayed before. The table then shows what they gave.",
     )
 
 
@@ -320,7 +320,7 @@ def _offer_both(workspace: Workspace, asked: Asked, by: str, curvature: Curvatur
         on_click=job_progress.begin,
         args=(arguments, "Intervals over evaluation examples"),
         help=f"{PARTS} more backward sweeps, each for a part of the evaluation examples; they "
-        "serve all groupings. Runs in the background: python -m stagelens training-data.",
+        "serve every grouping. Runs in the background: python -m stagelens training-data.",
     )
 
 

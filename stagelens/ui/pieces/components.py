@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from stagelens.charts import EITHER_STYLE, Chart, Markup
 from stagelens.charts.style import color_of, see_through
@@ -310,6 +311,11 @@ def sentences_html(items: Sequence[Sentence], size: str = "1rem", brief: bool = 
 def text_block(text: str, muted: bool = False) -> None:
     """Words from a data set or a run folder, never read as markup."""
     st.html(text_html(text, muted))
+
+
+def aside() -> DeltaGenerator:
+    """A row for a lesser button and what it costs, below each other in narrow windows."""
+    return st.container(horizontal=True, vertical_alignment="center", gap="small")
 
 
 def text_html(text: str, muted: bool = False) -> str:
