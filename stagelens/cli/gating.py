@@ -66,12 +66,13 @@ def gate(
         ),
     ] = None,
     estimand: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="recipes: what the change of recipe did, beyond what another seed does; models: "
-            "what these two models differ by, which is what to ask of scores, as redraws have none."
+            "what these two models differ by [recipes; models where only scores are judged, as "
+            "redraws have none]."
         ),
-    ] = "recipes",
+    ] = None,
     draws: Annotated[
         int, typer.Option(min=0, help="How often each recipe is trained again by replay.")
     ] = 8,
@@ -116,7 +117,7 @@ def gate(
     error, 2 wrong usage. What was found is kept with the new run, and shown on the dashboard.
     """
     leaves = _leaves(new, leaf or [])
-    if estimand not in ("recipes", "models"):
+    if estimand not in (None, "recipes", "models"):
         raise typer.BadParameter(
             f"{estimand!r} is none; give recipes or models", param_hint="--estimand"
         )
@@ -124,7 +125,7 @@ def gate(
     with Reporter(own_file(progress)).running() as report:
         from stagelens.analyses.gate.asked import Asked
         from stagelens.analyses.gate.gate import gate as judge
-        from stagelens.analyses.gate.stored import gate_path, keep_gate
+        from stagelens.analyses.gate.stored import gate_path, keep_gate, with_judged
 
         paths = (old, old if new is None else new)
         sides = [
@@ -139,11 +140,12 @@ def gate(
             slices=slices or (),
             behaviours=behaviour or (),
             max_drop=limits,
-            estimand="models" if estimand == "models" else "recipes",
+            estimand=estimand,  # type: ignore[arg-type]
             draws=draws,
             stages=stages,
         )
         found = judge(sides[0], sides[1], asked, repeats[0], repeats[1], report)
+        asked = with_judged(asked, found)
         path = gate_path(sides[0][1], sides[1][1], asked, repeats[0], repeats[1])
         keep_gate(path, sides[1][1], found)
     if as_json:

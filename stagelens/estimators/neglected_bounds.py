@@ -181,6 +181,20 @@ _SPANS: dict[str, str] = {
 }
 
 
+_OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
+_DATA = {"digits": "images of digits", "fashion": "Fashion-MNIST images", "comments": "comments"}
+
+
+def _measured_on(scenario: str) -> str:
+    """``on images of digits, with AdamW at a learning rate of 5e-4``."""
+    data, _, training = scenario.partition("-")
+    optimizer, _, rate = training.partition("-")
+    said = f"on {_DATA.get(data, data)}"
+    if not training:
+        return said
+    return f"{said}, with {_OPTIMIZERS.get(optimizer, optimizer)} at a learning rate of {rate}"
+
+
 def held_sentence(kind: Kind) -> str:
     """What was promised, and what was measured; empty where nothing was."""
     known = bounds()
@@ -197,7 +211,8 @@ def held_sentence(kind: Kind) -> str:
     if not by_scenario:
         return f"{said}."
     worst = min(by_scenario, key=lambda h: h.kept / h.cases)
-    return f"{said}; least, {_share(worst)}, {_SPANS[worst.span]} in {worst.scenario}."
+    where = _measured_on(worst.scenario)
+    return f"{said}; least, {_share(worst)}, {_SPANS[worst.span]}, {where}."
 
 
 _TOLD = 5

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from stagelens.contracts import Example
 from stagelens.replaying.left_out import Divisor
 from stagelens.runs.run import open_run
+from stagelens.runs.schema import digest
 from tests.benchmarks.group_agreement import (
     UseScores,
     membership,
@@ -176,7 +177,9 @@ class Measured:
         lines: list[dict[str, object]] = []
         for number in np.linspace(0, len(self.questions) - 1, count).astype(int):
             numbers = extreme(every[number], kind)
-            group = ChosenGroup(stage, f"{kind} of {self.questions[number].example_id}", numbers)
+            # Named by its members: which these are, first order says.
+            name = f"{kind} of {self.questions[number].example_id}, {digest(sorted(numbers))[:12]}"
+            group = ChosenGroup(stage, name, numbers)
             line: dict[str, object] = {
                 **self.known,
                 **{"stage": stage, "kind": kind, "question": self.questions[number].example_id},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -105,6 +106,38 @@ def test_the_verdict_the_slices_and_the_stage_that_did_it(
     shutil.rmtree(tmp_path / "home" / "old")
     said = words(check(open_page(tmp_path / "home", "run=new", PAGE)))
     assert "what was judged last" in said and "Regressed" in said
+
+
+def test_the_same_question_is_stored_in_one_place(home: Path) -> None:
+    old, new = (open_run(home / name) for name in ("old", "new"))
+    whole = Asked("test", ("group",), ("accuracy",), {"accuracy": 2.0}, "models", 8)
+    for same in (
+        Asked(None, ("group",), ("accuracy",), {}, "models", 8),
+        Asked("test", ("group", "group"), ("accuracy",), {"": 2}, "models", 4),
+    ):
+        assert gate_path(old, new, same) == gate_path(old, new, whole)
+    for other in (
+        Asked("test", ("group",), ("accuracy",), {"": 1}, "models"),
+        Asked("test", ("group",), ("accuracy",), {}),
+        Asked("test", ("group",), ("loss",), {"loss": 2.0}, "models"),
+    ):
+        assert gate_path(old, new, other) != gate_path(old, new, whole)
+    redrawn = [Asked("test", ("group",), ("accuracy",), draws=number) for number in (4, 8)]
+    assert gate_path(old, new, redrawn[0]) != gate_path(old, new, redrawn[1])
+    assert Asked(behaviours=["score:a"]).drops_of == "models"
+    assert Asked(behaviours=["score:a", "loss"]).drops_of == Asked().drops_of == "recipes"
+
+
+def test_a_result_that_is_not_found_is_told(
+    open_page, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = check(open_page(home, LINK, PAGE))
+    assert "its result is not found" not in words(app)
+    over = SimpleNamespace(running=False, status=lambda: SimpleNamespace(state="done"))
+    monkeypatch.setattr(jobs, "find", lambda *_: over)
+    app = check(app.run())
+    assert "its result is not found" in words(app)
+    assert app.button(key="gate-judge").label == "Judge"
 
 
 def test_two_leaves_are_named_in_the_command(open_page, tmp_path: Path) -> None:

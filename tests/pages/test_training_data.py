@@ -243,7 +243,7 @@ def test_groups_come_with_intervals_and_any_of_them_can_be_replayed(
     assert table.columns[1] == "by replay (nats)" and "A replay leads" in words(app)
     fresh = _page(open_page, path, "&t-by=label")
     assert next(b for b in fresh.selectbox if b.label == "Group to leave out").value == names[6]
-    assert "for the 2 groups that were replayed; expect as much for the other" in words(app)
+    assert "for the 2 groups that were replayed; for each of the other" in words(app)
     assert OF_GROUPS not in words(app)
 
 

@@ -316,7 +316,12 @@ def test_scores_are_compared_and_laid_to_stages_as_they_were_stored(
     hint = "--max-drop margin=0.1; or judge the answers by a score: --behaviour score:polite"
     with refused(hint, by=StageLensError):
         judge(old, new, behaviours=["margin"], estimand="models")
-    assert "--estimand models" in judge(old, new, behaviours=["score:polite"]).slices[0].reason
+    assert (
+        "--estimand models"
+        in judge(old, new, behaviours=["score:polite"], estimand="recipes").slices[0].reason
+    )
+    # Of scores alone, the usual question is another.
+    assert judge(old, new, behaviours=["score:polite"]).estimand == "models"
     shutil.rmtree(paths[1] / "results" / "tables")
     other = with_scores(paths[1], 30, ("adapt",), version=2)
     with refused("no scores 'score:polite' by one scorer", "score both runs alike", by=RunError):

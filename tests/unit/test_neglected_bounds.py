@@ -8,8 +8,10 @@ import pytest
 
 from stagelens.derivatives.second_order import PROBES
 from stagelens.estimators.neglected_bounds import (
+    _SPANS,
     SEVERAL,
     Line,
+    _measured_on,
     beyond,
     bound,
     bounds,
@@ -45,7 +47,13 @@ def test_it_is_said_what_was_promised_and_what_was_measured() -> None:
         assert said.startswith(f"90 % are promised; in {runs} runs that it was not chosen on it ")
         own = [h for h in bounds().held if h.kind == kind and h.scenario and h.cases >= 5]
         worst = min((h for h in own if h.span), key=lambda h: h.kept / h.cases)
-        assert f"least, {100 * worst.kept / worst.cases:.0f} %, " in said and worst.scenario in said
+        assert f"least, {100 * worst.kept / worst.cases:.0f} %, {_SPANS[worst.span]}, on " in said
+        # In words: names of scenarios are the benchmark's own.
+        assert not any(f" {name}." in said for name in bounds().scenarios if "-" in name)
+    assert _measured_on("digits-adamw-5e-4") == (
+        "on images of digits, with AdamW at a learning rate of 5e-4"
+    )
+    assert _measured_on("comments") == "on comments"
 
 
 def test_nothing_is_promised_beyond_what_was_measured() -> None:

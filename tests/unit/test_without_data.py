@@ -208,8 +208,8 @@ def test_replayed_groups_are_the_measure_of_the_others() -> None:
     margin = Behaviour("margin", "higher")
     said = beyond_first_order([(-0.5, -0.8), (0.2, 0.1), (0.1, 0.1)], 7, margin)
     assert said == (
-        "Replay and first order differ by 0 to 0.30 for the 3 groups that were replayed; expect as "
-        "much for the other 7."
+        "Replay and first order differ by 0 to 0.30 for the 3 groups that were replayed; for each "
+        "of the other 7 it may be as much, or more, which only a replay tells."
     )
     assert "differ by 0.20 for the 2 " in beyond_first_order([(0.1, 0.3), (0.7, 0.5)], 1, margin)
     points = beyond_first_order([(0.1, 0.3), (0.7, 0.6)], 1, ACCURACY)

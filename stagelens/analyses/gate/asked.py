@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from stagelens.contracts.scorer import SCORE
+
 from .report import Estimand
 
 DRAWS = 8
@@ -23,7 +25,7 @@ class Asked:
         behaviours: Names; without any accuracy, or else the first that is measured.
         max_drop: Behaviour to how much it may drop, in points of a share, else in its own unit;
             ``""`` for all others.
-        estimand: What drops are of.
+        estimand: What drops are of; None for the usual, see :attr:`drops_of`.
         draws: Redraws of each recipe; 0 for none.
         stages: Whether stages are looked at where a slice regressed.
     """
@@ -32,9 +34,17 @@ class Asked:
     slices: Sequence[str] = ()
     behaviours: Sequence[str] = ()
     max_drop: Mapping[str, float] = field(default_factory=dict)
-    estimand: Estimand = "recipes"
+    estimand: Estimand | None = None
     draws: int = DRAWS
     stages: bool = True
+
+    @property
+    def drops_of(self) -> Estimand:
+        """What drops are of: where only scores are judged usually models, as redraws have none."""
+        if self.estimand is not None:
+            return self.estimand
+        only_scores = bool(self.behaviours) and all(n.startswith(SCORE) for n in self.behaviours)
+        return "models" if only_scores else "recipes"
 
 
 DEFAULT = Asked()

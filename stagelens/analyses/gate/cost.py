@@ -52,7 +52,7 @@ def gate_cost(old: Run, new: Run, asked: Asked, repeats: tuple[bool, bool]) -> G
     of_old, of_new = paces(old).stages, paces(new).stages
     scores_alone = bool(asked.behaviours) and all(b.startswith(SCORE) for b in asked.behaviours)
     trainings, seconds = 0, [0.0]
-    if asked.estimand == "recipes" and not scores_alone:
+    if asked.drops_of == "recipes" and not scores_alone:
         for run, pace, given in zip((old, new), (of_old, of_new), repeats, strict=True):
             own = run.evaluation_set(comparable_set(new, name, run))
             left = 0 if given else draws_left(run, own, asked.draws, shared)

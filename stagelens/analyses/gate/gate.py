@@ -62,12 +62,12 @@ def gate(
     check_limits(asked.max_drop, [kind.name for kind in kinds])
     scores = scores_of_both([(side.run, side.examples) for side in sides])
     limits = {kind.name: limit(kind, asked.max_drop, scores) for kind in kinds}
-    if asked.estimand == "recipes" and not same:
+    if asked.drops_of == "recipes" and not same:
         measured = [kind for kind in kinds if not is_score(kind)]
         part = overall_progress.part(0.2, 0.6)
         notes += train_again(sides, asked.draws, shared, measured, part)
     clusters = _clusters(examples)
-    found = judged(sides, kinds, slices, limits, clusters, asked.estimand, same)
+    found = judged(sides, kinds, slices, limits, clusters, asked.drops_of, same)
     if not asked.slices:  # slices that nobody named, where a score says nothing of either model
         found, told = without_empty(found, sides, slices)
         notes += told
@@ -84,7 +84,7 @@ def gate(
         verdict=verdict,
         exit_status=STATUS[verdict],
         same_model=same,
-        estimand=asked.estimand,
+        estimand=asked.drops_of,
         old=sides[0].facts(),
         new=sides[1].facts(),
         set=examples.name,

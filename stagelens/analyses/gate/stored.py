@@ -7,6 +7,7 @@ they are, the stored scores, and what was asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.trust.comparing import comparable_set
 
-from .asked import Asked
+from .asked import POINTS, Asked
 from .report import GateReport
 
 _VERSION = 1
@@ -54,7 +55,9 @@ def gate_path(
     old_repeats: Sequence[Run] = (),
     new_repeats: Sequence[Run] = (),
 ) -> Path:
-    """Where the report of a gate is stored, or would be.
+    """Where the report of a gate is stored, or would be: one place however the same is asked.
+
+    Without behaviours it is that of nothing that was judged; see :func:`with_judged`.
 
     Raises:
         StageLensError: The runs have no such set in common.
@@ -68,14 +71,27 @@ def gate_path(
         for one in stored_slices(run, own)[0]
         if one.name in asked.slices
     ]
+    no_redraws = asked.drops_of == "models" or (old_repeats and new_repeats)
     parts = (
         *(_VERSION, METHOD, [each.digest for each in runs], len(old_repeats), examples.digest),
-        *(sorted(asked.slices), sorted(asked.behaviours), dict(asked.max_drop)),
-        *(asked.estimand, asked.draws, asked.stages),
+        *(sorted(set(asked.slices)), _limits(asked), asked.drops_of),
+        *(None if no_redraws else asked.draws, asked.stages),
         slices,  # a name stands for other examples once a slice was saved again
         [_scores_of(run, own, asked) for run, own in zip(runs, sets, strict=True)],
     )
     return new.files.inside(f"{_FOLDER}/{digest(*parts)[:32]}.json")
+
+
+def with_judged(asked: Asked, report: GateReport) -> Asked:
+    """The same question, with the behaviours that were judged named, if none was."""
+    judged = dict.fromkeys(row.behaviour for row in report.slices)
+    return replace(asked, behaviours=asked.behaviours or tuple(judged))
+
+
+def _limits(asked: Asked) -> dict[str, float]:
+    """Behaviour to how much it may drop, as it was given or is the usual."""
+    usual = asked.max_drop.get("", POINTS)
+    return {name: float(asked.max_drop.get(name, usual)) for name in sorted(set(asked.behaviours))}
 
 
 def _scores_of(run: Run, examples: EvaluationSet, asked: Asked) -> list[object]:

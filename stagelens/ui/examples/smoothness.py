@@ -39,7 +39,9 @@ def first_order_says_something(workspace: Workspace, asked: Asked, key: str, war
         _offer(workspace, asked, key)
     elif not rough:
         horizons = expected_errors.stored_horizons(workspace, asked)
-        graver = warned or (horizons is not None and not horizons.holds)
+        # Also where no bound is known: then it is not known whether first order holds.
+        known = horizons is None or (horizons.holds and horizons.promised)
+        graver = warned or not known
         said = verdict(found, asked.behaviour)
         if graver:  # read as a pass otherwise
             said = outweighed(found, asked.behaviour, asked.about)

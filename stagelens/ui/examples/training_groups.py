@@ -238,8 +238,6 @@ def _several(grouping: Grouping, names: Sequence[str]) -> None:
     workspace, asked, by = grouping.workspace, grouping.asked, grouping.by
     chosen, did = names[:_SEVERAL], "hurt" if gain(asked.effect, asked.behaviour) < 0 else "helped"
     left = [name for name in chosen if name not in grouping.replays]
-    if len(left) < 2 or settings.read_only() or left_out.no_replay(workspace, asked.stage):
-        return
     lines = [{"example_id": each, by: name} for name in chosen for each in grouping.members[name]]
     ids = pd.DataFrame(lines).to_csv(index=False)
     file = workspace.run.files.inside(
@@ -250,7 +248,10 @@ def _several(grouping: Grouping, names: Sequence[str]) -> None:
         *("--set", workspace.examples.name, "--divisor", "rest"),
         *("--ids", str(file), "--each", by),
     )
+    # However few are left to replay: the job goes on until the last is.
     if job_progress.job_state(arguments, "Try again"):
+        return
+    if len(left) < 2 or settings.read_only() or left_out.no_replay(workspace, asked.stage):
         return
     took = left_out.took(workspace, asked.stage, len(left))
     st.button(

@@ -69,7 +69,7 @@ class Question:
         for name, drop in asked.max_drop.items():
             # All its digits: what was found is found again by the very number.
             words += ["--max-drop", f"{name}={repr(float(drop)).removesuffix('.0')}"]
-        words += ["--estimand", asked.estimand]
+        words += ["--estimand", asked.drops_of]
         words += ["--draws", str(asked.draws)] if asked.draws != DRAWS else []
         for option, further in (
             ("--old-repeat", self.old_repeats),
@@ -218,15 +218,15 @@ def _trainings(
     estimand = st.segmented_control(
         "Drops are of",
         get_args(Estimand),
-        default="models" if scores_alone else "recipes",
+        default=Asked(behaviours=[kind.name for kind in kinds]).drops_of,
         format_func=lambda name: _ESTIMANDS[name],
         required=True,
         # Scores are not had of redraws, so the usual choice is another one with them.
         key=f"gate-estimand-{scores_alone}",
         help="The change of recipe: beyond what another seed does, so each recipe is trained "
         "again by replay. These two models: what they differ by, whatever another seed would do; "
-        "where only scores are judged it is chosen here at first, because redraws have none. The "
-        "command's default is recipes.",
+        "where only scores are judged it is chosen at first, here and by the command, because "
+        "redraws have none.",
     )
     if estimand == "models":
         return "models", DRAWS, ([], [])

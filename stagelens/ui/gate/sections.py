@@ -33,6 +33,11 @@ _VERDICTS = {
     "out on every slice.",
 }
 
+_NOT_FOUND = (
+    "This was judged, but its result is not found: the runs, the set, the slices or the scores may "
+    "have changed while it was computed, or its file was removed. Reload the page and judge again; "
+    "if that does not help, the command below prints what it finds."
+)
 _SAME = "Fine, but only because both models are the same."
 
 
@@ -74,11 +79,13 @@ def _offer(workspace: Workspace, question: Question) -> None:
     with st.container(border=True):
         if job_progress.job_state(arguments, "Try again"):
             return
+        old, new, *further = question.runs()
         job = jobs.find(arguments)
         if job is not None and job.status().state == "done":
-            jobs.forget(arguments)
-            st.rerun()
-        old, new, *further = question.runs()
+            # It may have ended since the page looked.
+            if load_gate(gate_path(old, new, question.asked, *further), new) is not None:
+                st.rerun()
+            st.warning(_NOT_FOUND, icon=":material/warning:")
         price = gate_cost(old, new, question.asked, (bool(further[0]), bool(further[1])))
         components.text_block(_told(workspace, price))
         if components.only_shown():
