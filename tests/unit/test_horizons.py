@@ -115,7 +115,7 @@ def test_it_is_stored_and_not_believed_elsewhere(run: Run, monkeypatch: pytest.M
 def _told(found: Horizons, *errors: float) -> Horizons:
     rows = found.table.iloc[[0] * len(errors)].reset_index(drop=True)
     rows["horizon"] = pd.array([10**n for n in range(len(errors) - 1)] + [None], dtype="Int64")
-    like = found.facts.model_copy(update={"unlike": ""})
+    like = found.facts.model_copy(update={"unlike": "", "optimizers": {}})
     return replace(found, facts=like, table=rows.assign(expected_error=errors))
 
 
@@ -157,7 +157,7 @@ def test_what_is_said_of_it(run: Run, twice: None) -> None:
 def test_without_a_bound_the_expected_error_alone_is_told(run: Run, twice: None) -> None:
     found = horizons(run, run.stage("second"), "test", ALL, "margin")
     own = _told(found, 0.001, 0.02, 0.3)
-    unlike = replace(own, facts=found.facts.model_copy(update={"unlike": "the task is chess"}))
+    unlike = replace(own, facts=found.facts.model_copy(update={"task": "chess"}))
     assert unlike.holds and "not calibrated for that: the task is chess)" in sentence(unlike)
     assert "Whether first order holds here is not known" in sentence(unlike)
     assert promised(unlike) == ""
@@ -173,18 +173,20 @@ def test_without_a_bound_the_expected_error_alone_is_told(run: Run, twice: None)
 def test_what_is_unlike_the_runs_that_bounds_were_measured_on(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = run.stage("first")
+    facts = horizons(run, run.stage("first"), "test", ALL, "margin").facts
     # Only one scenario of SGD was chosen on.
-    assert computing._unlike(run, stage) == "stage first was trained with SGD"
+    assert facts.strange() == "stage first was trained with SGD"
+    # What is known later counts for what was stored before.
     known = bounds().model_copy(update={"optimizers": ["SGD"]})
-    monkeypatch.setattr(computing, "bounds", lambda: known)
-    assert computing._unlike(run, stage) == ""
+    monkeypatch.setattr(horizon_table, "bounds", lambda: known)
+    assert facts.strange() == ""
+    normalised = facts.model_copy(update={"normalised": ("first",)})
+    assert normalised.strange() == "stage first trained batch normalisation"
+    other = facts.model_copy(update={"unlike": "stage first accumulated gradients"})
+    assert other.strange() == other.unlike
     known = bounds().model_copy(update={"tasks": ["chess"]})
-    monkeypatch.setattr(computing, "bounds", lambda: known)
-    assert computing._unlike(run, stage) == f"the task is {run.task.name}"
-    known = bounds().model_copy(update={"optimizers": ["SGD"]})
-    monkeypatch.setattr(computing, "moves_statistics", lambda start, end: True)
-    assert computing._unlike(run, stage) == "stage first trained batch normalisation"
+    monkeypatch.setattr(horizon_table, "bounds", lambda: known)
+    assert facts.strange() == f"the task is {run.task.name}"
 
 
 def test_a_stage_whose_learning_rate_is_0_throughout_has_no_step_to_look_at(

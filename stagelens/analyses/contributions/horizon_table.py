@@ -16,6 +16,7 @@ from stagelens.estimators.neglected_bounds import (
     Span,
     beyond,
     bound,
+    bounds,
     held_sentence,
     kind_of,
     span_of,
@@ -63,7 +64,11 @@ class HorizonFacts(BaseModel):
         steps: Of the stage.
         later: Steps of the later stages.
         seconds: Wall time.
-        unlike: What of the stages is unlike the runs that bounds were measured on; else empty.
+        task: Of the run; like the following, empty in answers without it.
+        optimizers: Stage to its optimizer, of this and all later ones.
+        normalised: Those of them that moved the statistics of batch normalisation.
+        unlike: What else of them the calibration bench holds no example of, as the trust of
+            estimates has it; empty where there is nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -78,7 +83,22 @@ class HorizonFacts(BaseModel):
     steps: int
     later: int
     seconds: float
+    task: str = ""
+    optimizers: dict[str, str] = {}
+    normalised: tuple[str, ...] = ()
     unlike: str = ""
+
+    def strange(self) -> str:
+        """What is unlike the runs that bounds were measured on, as a reason; else empty."""
+        known = bounds()
+        if self.task and self.task not in known.tasks:
+            return f"the task is {self.task}"
+        for stage, optimizer in self.optimizers.items():
+            if optimizer not in known.optimizers:
+                return f"stage {stage} was trained with {optimizer}"
+            if stage in self.normalised:
+                return f"stage {stage} trained batch normalisation"
+        return self.unlike
 
 
 @dataclass(frozen=True)
@@ -110,7 +130,7 @@ class Horizons:
 
     def bound(self, place: int) -> float | None:
         """What nine of ten true errors stay within, of one row; None where that is not known."""
-        if self.facts.unlike or self._beyond(place):
+        if self.facts.strange() or self._beyond(place):
             return None
         return bound(self.kind, self._span(place), float(self.table["expected_error"].iloc[place]))
 
@@ -118,8 +138,8 @@ class Horizons:
         """Why there is no bound, as a reason; empty where there is one."""
         if self.bound(place) is not None:
             return ""
-        if self.facts.unlike:
-            return f"bounds are not calibrated for that: {self.facts.unlike}"
+        if strange := self.facts.strange():
+            return f"bounds are not calibrated for that: {strange}"
         return self._beyond(place) or "no expected errors as large were measured"
 
     def judged(self, place: int) -> float:

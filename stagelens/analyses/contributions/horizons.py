@@ -26,7 +26,6 @@ from stagelens.contracts import (
 from stagelens.derivatives.windows import Window, WindowEnd, follow
 from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.course import moves_statistics, unlike_the_bench
-from stagelens.estimators.neglected_bounds import bounds
 from stagelens.estimators.replay_check import check_given
 from stagelens.runs import fact_tables
 from stagelens.runs.run import Run, Stage
@@ -101,6 +100,7 @@ def horizons(
         follow(run, stage, places, windows, reached, progress=overall.part(_READING, 1.0))
     except NotSeparable as error:
         raise Refused(f"examples of stage {stage.name!r} cannot be told apart: {error}") from None
+    followed = run.stages[stage.index :]
     answer = Horizons(
         HorizonFacts(
             run_digest=run.digest,
@@ -113,7 +113,14 @@ def horizons(
             steps=stage.steps,
             later=sum(later.steps for later in run.stages[stage.index + 1 :]),
             seconds=time.perf_counter() - began,
-            unlike=_unlike(run, stage),
+            task=run.task.name,
+            optimizers={each.name: each.optimizer.name for each in followed},
+            normalised=tuple(
+                each.name
+                for each in followed
+                if moves_statistics(each.start().model, each.end().model)
+            ),
+            unlike=unlike_the_bench(run, stage),
         ),
         _table(pd.DataFrame(found)),
     )
@@ -130,19 +137,6 @@ def moves(stage: Stage) -> bool:
         for number in range(stage.steps)
         for group in steps.facts(number).groups
     )
-
-
-def _unlike(run: Run, stage: Stage) -> str:
-    """What of a stage, or a later one, is unlike the runs that bounds hold for."""
-    known = bounds()
-    if run.task.name not in known.tasks:
-        return f"the task is {run.task.name}"
-    for each in run.stages[stage.index :]:
-        if each.optimizer.name not in known.optimizers:
-            return f"stage {each.name} was trained with {each.optimizer.name}"
-        if moves_statistics(each.start().model, each.end().model):
-            return f"stage {each.name} trained batch normalisation"
-    return unlike_the_bench(run, stage)
 
 
 def stretches(steps: int, used: Sequence[int]) -> list[Window]:
