@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stagelens.analyses.without_data.as_stages import as_stage
+from stagelens.analyses.without_data.as_stages import as_stage, effect_rows
 from stagelens.analyses.without_data.chosen import (
     DIVISORS,
     DRAWN,
@@ -34,7 +34,6 @@ from stagelens.estimators.without_rows import ESTIMATORS
 from stagelens.runs.run import Run
 from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.runs.training_rows import TrainingRows
-from stagelens.trust.trust_columns import with_trust
 from stagelens.wording.intervals import mean_interval
 from stagelens.wording.numbers import count_text, phrase, signed_text
 from stagelens.wording.trust_words import trust_explanation, trust_word
@@ -197,7 +196,10 @@ def without_data(
     device: DeviceOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the effect table, with trust, to a .parquet or .csv file."),
+        typer.Option(
+            help="Write the effect table, with trust and what was left out, to a .parquet or .csv "
+            "file; with --each, of all groups."
+        ),
     ] = None,
     progress: ProgressFile = None,
 ) -> None:
@@ -210,8 +212,6 @@ def without_data(
         )
     if words and each is not None:
         raise StageLensError("--words is for one choice of examples; --each says its own")
-    if out is not None and each is not None:
-        raise StageLensError("--out holds the effects of one choice; leave out --each or --out")
     if words and ids is None and not example:
         raise StageLensError("--words needs --ids or --example; a filter and a slice say their own")
     if divisor not in DIVISORS:
@@ -248,7 +248,7 @@ def without_data(
     for first, *random in found:
         _print(first, random, examples)
     if out is not None:
-        write_table(out, with_trust(found[0][0].table, {stage: found[0][0].facts.trust}))
+        write_table(out, effect_rows([first for first, *_ in found]))
 
 
 def _first(report: ProgressCallback) -> ProgressCallback:

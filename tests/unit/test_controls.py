@@ -124,16 +124,19 @@ def test_groups_of_a_column_leave_one_by_one(
     assert near.ids == (ids[0], ids[2]) and far.words == "with label far"
     given = ("without-data", run.path, "--stage", "second", "--ids", tmp_path / "ids.csv")
     monkeypatch.setattr("stagelens.cli.without_data.opened_with", lambda *_: run)
-    answer = command(*given, "--each", "label", "--controls", 1)
+    answer = command(*given, "--each", "label", "--controls", 1, "--out", tmp_path / "effects.csv")
     assert answer.status == 0, answer.err
     assert "2 examples of second with label near" in answer.out
     assert answer.out.count("drawn at random: ") == 2
     stored = stored_without_data(run, run.evaluation_set("test")).values()
     assert {near.ids, far.ids, control(rows, near).ids} <= {facts.ids for facts in stored}
-    assert (
-        "leave out --each or --out"
-        in command(*given, "--each", "label", "--out", tmp_path / "effects.csv").err
-    )
+    table = pd.read_csv(tmp_path / "effects.csv")  # of both groups, without the random ones
+    groups = table[["without", "left_out", "divisor"]].drop_duplicates().values.tolist()
+    assert groups == [
+        ["2 examples of second with label near", 2, "rest"],
+        ["1 example of second with label far", 1, "rest"],
+    ]
+    assert table["choice"].nunique() == 2
 
 
 def test_kept_examples_say_where_each_was_used(rows: TrainingRows) -> None:

@@ -288,6 +288,8 @@ def test_the_command_lists_examples_and_leaves_some_out(
     assert "it is not a new training without them" in said and "exact: " in said
     table = pd.read_csv(tmp_path / "effects.csv")
     assert (table["trust"] == "exact").all() and (table["stage"] == "mislabelled").all()
+    told = [f"{len(fours)} examples of slice fours of mislabelled", len(fours), "rest"]
+    assert table[["without", "left_out", "divisor"]].drop_duplicates().values.tolist() == [told]
     again = command(*given, "--ids", tmp_path / "rows.csv")
     assert "examples of slice fours" in again.out  # the same question, asked first as a slice
     wrong = command(*given, "--where", "label=4", "--slice", "fours")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,8 +12,10 @@ from stagelens.contracts import ACCURACY, Behaviour
 from stagelens.effects.summary import stage_summary, with_accuracy
 from stagelens.estimators.stage_trust import StageTrust
 from stagelens.runs.run import Run
+from stagelens.runs.schema import digest
 from stagelens.runs.sets.clusters import clusters
 from stagelens.runs.sets.evaluation_set import EvaluationSet
+from stagelens.trust.trust_columns import with_trust
 from stagelens.wording.sentences import Sentence, mean_sentence
 
 from .chosen import AT_RANDOM, DIVISORS
@@ -22,6 +24,8 @@ from .stored import WithoutData, read_without_data, stored_without_data
 
 MOST = 12
 """Replays that are shown together: the latest."""
+_CHOICE = 12
+"""Characters that tell choices of examples apart."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,31 @@ def as_stage(found: WithoutData, examples: EvaluationSet) -> WithoutSome:
         examples: The evaluation set that it is of.
     """
     return _as_stages([found], examples)
+
+
+def effect_rows(found: Sequence[WithoutData]) -> pd.DataFrame:
+    """Effects as they leave the run, each row with what was left out of which it is the effect.
+
+    Args:
+        found: Replays without training examples of one stage, on one set.
+
+    Returns:
+        Rows of an effect table with trust, and ``without``: the examples in words; ``left_out``:
+        how many they are; ``divisor``: ``rest`` or ``kept``; and ``choice``: the same for the same
+        examples and for no others, whatever their words.
+    """
+    return pd.concat(
+        [
+            with_trust(one.table, {one.facts.stage: one.facts.trust}).assign(
+                without=named(one.chosen),
+                left_out=len(one.facts.ids),
+                divisor=one.facts.divisor,
+                choice=digest(one.facts.stage, *sorted(one.facts.ids))[:_CHOICE],
+            )
+            for one in found
+        ],
+        ignore_index=True,
+    )
 
 
 def _as_stages(found: list[WithoutData], examples: EvaluationSet, left_out: int = 0) -> WithoutSome:
