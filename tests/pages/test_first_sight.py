@@ -24,7 +24,7 @@ def sent(app: AppTest) -> int:
         # The switchboard is the largest of it: its pictures are sent once.
         ("app.py", 0, 0, 110_000),
         # A table and its cards; a kilobyte of it turns pages without loading them anew.
-        ("pages/1_Examples.py", 0, 1, 47_000),
+        ("pages/1_Examples.py", 0, 1, 44_000),
         ("pages/2_Spurious_features.py", 0, 0, 45_000),
         ("pages/3_Remove_a_stage.py", 0, 0, 25_000),
         (TRUST, 0, 1, 110_000),

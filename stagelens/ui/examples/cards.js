@@ -44,7 +44,7 @@ function cardOf(card, open) {
     const row = made("span", each.tint < 0 ? "effect blame" : "effect");
     row.style.setProperty("--tint", String(Math.abs(each.tint)));
     row.append(made("span", "", each.stage), made("span", "amount", each.amount));
-    row.append(made("span", "quiet", each.without ?? ""));
+    row.append(made("span", "quiet", each.without ? `without it ${each.without}` : ""));
     if (each.ends) row.append(made("span", "quiet ends", `with its error ${each.ends}`));
     effects.append(row);
   }

@@ -111,7 +111,7 @@ def _effect(
     }
     # Left out where there is none: a page has hundreds of these.
     if answer:
-        shown["without"] = f"without it {answer}"
+        shown["without"] = answer
     if stage in ends and ends[stage][at]:
         shown["ends"] = ends[stage][at]
     return shown

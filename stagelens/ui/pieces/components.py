@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 import pandas as pd
 import streamlit as st
+from pandas.io.formats.style import Styler
 from streamlit.delta_generator import DeltaGenerator
 
 from stagelens.charts import EITHER_STYLE, Chart, Markup
@@ -236,8 +237,23 @@ def table(
         told = {"label": own} if isinstance(own, str) else own
         options["column_config"] = {**config, first: {**told, "pinned": True}}
     with pinning.pinnable(key, frame if kept is None else kept, alt, about, config):
-        shown = frame if tints is None else frame.style.apply(_backgrounds, None, gains=tints)
+        shown = frame if tints is None else _tinted(frame, tints, config)
         st.dataframe(shown, key=key, alt=alt, **{"hide_index": True, **options})
+
+
+def _tinted(
+    frame: pd.DataFrame, tints: Mapping[str, Sequence[float]], config: Mapping[str, Any]
+) -> Styler:
+    """The table with its backgrounds."""
+    kinds = {
+        name: (own.get("type_config") or {}).get("type")
+        for name, own in config.items()
+        if name in frame and isinstance(own, dict)
+    }
+    pictures = [name for name, kind in kinds.items() if kind == "image"]
+    # Of a styled table every cell is sent twice, as it is and as it is printed: pictures are drawn
+    # from the first, and are most of such a table.
+    return frame.style.apply(_backgrounds, None, gains=tints).format(lambda _: "", subset=pictures)
 
 
 def _backgrounds(frame: pd.DataFrame, gains: Mapping[str, Sequence[float]]) -> pd.DataFrame:
