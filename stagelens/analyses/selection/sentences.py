@@ -85,7 +85,8 @@ def rests_on(outcome: Outcome) -> str:
     parts = []
     if agreed is not None:
         parts.append(
-            f"two halves of the ranking examples agree on the order by {agreed:.2f} of 1"
+            "the orders by one half of the ranking examples and by the other have a rank "
+            f"correlation of {agreed:.2f}"
             + (": it is mostly chance which examples they are" if little else "")
         )
     if better is False:

@@ -20,11 +20,11 @@ from stagelens.analyses.selection.sentences import (
     verdict,
 )
 from stagelens.charts import EITHER, Chart
-from stagelens.charts.selection import horizon_curve, trained_bars, trained_rows
+from stagelens.charts.selection import horizon_curve
 from stagelens.contracts import ACCURACY, Behaviour, StageLensError
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.ui.opening.workspace import Workspace
-from stagelens.ui.pieces import components, drawing
+from stagelens.ui.pieces import components, drawing, selection_bars
 from stagelens.ui.pieces.folding import when_opened
 from stagelens.ui.pieces.pinning import About
 from stagelens.ui.reading import training_loaders
@@ -55,14 +55,7 @@ def shown(workspace: Workspace, outcome: Outcome) -> None:
         trust=(),
         filters=asked_of(facts),
     )
-    rows = _rows(outcome, kind)
-    if len(rows):
-        components.drawn(
-            drawing.chart(trained_rows, rows, kind),
-            "train-next-bars",
-            lambda: drawing.chart(trained_bars, rows, kind, EITHER),
-            replace(about, title=f"{about.title}: by what was trained on"),
-        )
+    if selection_bars.shown(outcome, "train-next-bars", about):
         _differences(outcome, known, replace(about, title=f"{about.title}: differences"))
     components.text_block(
         f"{facts.wanted.draws} draws of the order of batches, the same for all models of a draw, "
@@ -94,21 +87,6 @@ def asked_of(facts: OutcomeFacts) -> dict[str, str]:
         **({"by": wanted.by} if wanted.by else {}),
         **({"distinct": "yes"} if wanted.distinct else {}),
     }
-
-
-def _rows(outcome: Outcome, kind: Behaviour) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "trained_on": trained_on(part, size),
-                "mean": found.mean,
-                "low": found.low,
-                "high": found.high,
-                "chosen": part == "chosen",
-            }
-            for part, size, found in outcome.measured(kind.name)
-        ]
-    )
 
 
 def _differences(outcome: Outcome, kinds: Sequence[Behaviour], about: About) -> None:
