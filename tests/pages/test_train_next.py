@@ -95,7 +95,7 @@ def test_what_was_chosen_is_found_again_with_its_proof_and_its_files(
     assert f"{size} of {of} training examples of adapt kept: those that help the loss" in said
     assert f"By replay, with the chosen {size} the loss is " in said
     assert all(f"{part}" in said for part in (f"all {of}", f"random {size}", f"the worst {size}"))
-    assert "the orders by one half of the ranking examples and by the other have a rank" in said
+    assert "The orders by one half of the ranking examples and by the other have a rank" in said
     trust = words(check(open_page(path.parent, LINK, "pages/4_Trust.py")))
     assert f"{size} of {of} training examples of adapt kept" in trust and f"all {of}" in trust
     table = next(each.value for each in app.dataframe if "chosen against" in each.value)
