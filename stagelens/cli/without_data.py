@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 
+from stagelens.analyses.training_data.marks import ELSEWHERE, LEAK
 from stagelens.analyses.without_data.as_stages import as_stage, effect_rows
 from stagelens.analyses.without_data.chosen import (
     DIVISORS,
@@ -57,6 +59,7 @@ from .table_files import check_table_file, write_table
 from .terminal import Reporter, Table, print_table, say
 
 commands = typer.Typer()
+_NOT_PRINTED = ("position", "answer", "text", LEAK, ELSEWHERE)
 _LISTED = 20
 """Examples that are printed where no file is named."""
 
@@ -116,18 +119,18 @@ def list_rows(
         chosen = None if where is None else by_filter(rows, where)
         if save is not None:
             save_slice(opened, save, chosen or by_ids(rows, rows.table["example_id"]))
-    table = rows.table[[*columns_of(rows)]]
+    table = rows.table[[*columns_of(rows), "content"]]
     if chosen is not None:
         table = table[table["example_id"].isin(chosen.ids)]
     if out is not None:
         write_table(out, table)
         return
     printed = Table(title=f"{count_text(len(table), 'training example')} of {stage}")
-    shown = [name for name in columns_of(rows) if name not in ("content", "position")]
+    shown = [name for name in columns_of(rows) if name not in _NOT_PRINTED]
     for name in shown:
         printed.add_column(name)
     for row in table.head(_LISTED)[shown].itertuples(index=False):
-        printed.add_row(*("" if value != value or value is None else value for value in row))
+        printed.add_row(*("" if pd.isna(value) else value for value in row))
     print_table(printed)
     if len(table) > _LISTED:
         say(f"{_LISTED} of {len(table):,} are shown; --out writes all of them to a file")

@@ -14,6 +14,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,10 @@ _DEEPEST = 50
 
 class FilterError(StageLensError):
     """A filter that cannot be read, or asks for a column that is not there."""
+
+
+class UnknownColumn(FilterError):
+    """A filter that asks for a column that is not there."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,28 @@ def _at(text: str, place: int, why: str) -> str:
     )
 
 
-def where(table: pd.DataFrame, text: str, columns: Sequence[str]) -> np.ndarray:
+def asked_columns(text: str) -> list[str]:
+    """The columns that a filter compares, each once; of one that can be read."""
+    tokens = _tokens(text)
+    return list(
+        dict.fromkeys(
+            column.text
+            for column, sign in pairwise(tokens)
+            if not column.sign and sign.sign and sign.text in _COMPARED
+        )
+    )
+
+
+def where(
+    table: pd.DataFrame, text: str, columns: Sequence[str], digests: Sequence[str] = ()
+) -> np.ndarray:
     """Which rows of a table a filter chooses.
 
     Args:
         table: N rows.
         text: The filter.
         columns: Of the table, those that it may ask for.
+        digests: Others that it may ask for whole: they hold no text to look for a part of.
 
     Returns:
         (N,) truth values.
@@ -85,7 +105,7 @@ def where(table: pd.DataFrame, text: str, columns: Sequence[str]) -> np.ndarray:
     Raises:
         FilterError: It cannot be read, or asks for another column; says where, or names them.
     """
-    reader = _Reader(text, table, columns)
+    reader = _Reader(text, table, columns, digests)
     found = reader.either(0)
     reader.end()
     return found
@@ -94,8 +114,11 @@ def where(table: pd.DataFrame, text: str, columns: Sequence[str]) -> np.ndarray:
 class _Reader:
     """Reads a filter from left to right, and evaluates it on the way."""
 
-    def __init__(self, text: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
-        self._text, self._table, self._columns = text, table, columns
+    def __init__(
+        self, text: str, table: pd.DataFrame, columns: Sequence[str], digests: Sequence[str]
+    ) -> None:
+        self._text, self._table = text, table
+        self._columns, self._digests = columns, digests
         self._tokens, self._place = _tokens(text), 0
 
     def end(self) -> None:
@@ -133,8 +156,13 @@ class _Reader:
             raise self._error(sign, f"after {column!r} there has to be {', '.join(_COMPARED)}")
         self._place += 1
         value = self._word("a value")
-        if column not in self._columns:
+        if column in self._digests and sign.text == "~":
             raise FilterError(
+                f"the filter {self._text!r} looks for a part of {column!r}, which is a digest of "
+                "the whole input and holds no text; ask for a part of text, where texts are known"
+            )
+        if column not in (*self._columns, *self._digests):
+            raise UnknownColumn(
                 f"the filter {self._text!r} asks for {column!r}, which there is not; there are "
                 f"{', '.join(self._columns)}"
             )

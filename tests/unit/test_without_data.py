@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import closing
 from dataclasses import replace
@@ -16,7 +17,13 @@ import torch
 import stagelens
 from stagelens.analyses.contributions.computing import contribute
 from stagelens.analyses.contributions.contribution_table import Question
-from stagelens.analyses.training_data.tables import ColumnFacts, columns_path
+from stagelens.analyses.training_data.tables import (
+    LOOKS,
+    ColumnFacts,
+    LookFacts,
+    columns_path,
+    save_looks,
+)
 from stagelens.analyses.without_data import computing
 from stagelens.analyses.without_data.as_stages import without_some
 from stagelens.analyses.without_data.chosen import (
@@ -251,9 +258,35 @@ def test_columns_that_were_given_for_training_data_can_be_asked_for(tmp_path: Pa
     assert again is not None and by_filter(again, "source=forum & label=a") == some
 
 
+def test_filters_ask_for_what_is_stored_of_training_data(tmp_path: Path) -> None:
+    run = _made(tmp_path)
+    stage = run.stage("second")
+    rows = training_rows(run, stage)
+    ids, many = rows.table["example_id"], len(rows)
+    said = [json.dumps({"text": "The cat" if n % 3 else "a dog"}).encode() for n in range(many)]
+    looks = pd.DataFrame({"example_id": ids, "length": 7, "shown": said}).astype(LOOKS)
+    save_looks(run, looks, LookFacts(run_digest=run.digest, stage="second", kind="text"))
+    known = listed(run, stage)
+    assert known.facts.columns == ("length", "text")
+    cats = by_filter(known, "text~the & length=7")
+    assert cats.ids == tuple(ids[[n for n in range(many) if n % 3]])
+    # An answer to the same examples is found again, however they were chosen.
+    assert cats.left_out("rest") == by_ids(rows, cats.ids).left_out("rest")
+    with pytest.raises(StageLensError, match="length has 7"):
+        by_filter(known, "length=8")
+
+
 def test_what_cannot_be_left_out_is_told(run: Run, rows: TrainingRows, tmp_path: Path) -> None:
     with pytest.raises(StageLensError, match="no training example of stage 'second' fits"):
         by_filter(rows, "label=z")
+    with pytest.raises(StageLensError, match=r"uses=99'; label has a, b.*; uses has"):
+        by_filter(rows, "label=z & uses=99")
+    with pytest.raises(StageLensError, match="a part of 'content', which is a digest of the whole"):
+        by_filter(rows, "content~the")
+    content = rows.table["content"].iloc[0]
+    assert rows.table["example_id"].iloc[0] in by_filter(rows, f"content={content}").ids
+    with pytest.raises(StageLensError, match="stagelens training-data RUN --stage second stores"):
+        by_filter(rows, "text~the")
     with pytest.raises(StageLensError, match="no training example '9-9'"):
         by_ids(rows, ["9-9"])
     with pytest.raises(StageLensError, match="no ids"):

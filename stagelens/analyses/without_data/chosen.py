@@ -10,10 +10,8 @@ from typing import Literal
 import pandas as pd
 from pydantic import ConfigDict, Field
 
-from stagelens.analyses.training_data.tables import ColumnFacts, columns_path
 from stagelens.contracts import ProgressCallback, RunError, StageLensError, no_progress
 from stagelens.estimators.without_rows import LeftOutRows
-from stagelens.runs import fact_tables
 from stagelens.runs.files import check_changeable, read_json, write_json
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import Name, Versioned, check_name, digest
@@ -23,7 +21,9 @@ from stagelens.runs.training_rows import (
     load_training_rows,
     training_rows,
 )
-from stagelens.runs.where import where
+from stagelens.runs.where import UnknownColumn, asked_columns, where
+
+from .known_columns import values_of, with_known
 
 Divisor = Literal["rest", "kept"]
 
@@ -41,7 +41,9 @@ DRAWN = (
 
 _LONGEST = 120
 """Characters that words of a choice may have."""
-_ASKED = ("example_id", "label", "content", "step", "position", "uses")
+_ASKED = ("example_id", "label", "step", "position", "uses")
+_DIGEST = "content"
+"""Tells inputs apart, and says nothing of them."""
 
 AT_RANDOM = "drawn at random among"
 """How the words of examples begin that others are held against."""
@@ -74,33 +76,20 @@ def one_line(words: str) -> str:
 
 
 def listed(run: Run, stage: Stage, progress: ProgressCallback = no_progress) -> TrainingRows:
-    """A stage's training examples, with columns that were given for them beside their own.
+    """A stage's training examples, with what is stored of them beside.
 
     Args:
         run: The run.
         stage: One of its stages.
         progress: Called for every step that is read, where they were not listed before.
     """
-    return _with_given(run, training_rows(run, stage, progress))
+    return with_known(run, training_rows(run, stage, progress))
 
 
 def load_listed(run: Run, stage: Stage) -> TrainingRows | None:
     """The same from disk, without torch; None where they were not listed."""
     rows = load_training_rows(run, stage)
-    return None if rows is None else _with_given(run, rows)
-
-
-def _with_given(run: Run, rows: TrainingRows) -> TrainingRows:
-    """With what ``stagelens training-data --columns FILE`` has joined to them."""
-    path = columns_path(run, rows.facts.stage)
-    found = fact_tables.read(path, ColumnFacts, ("example_id",))
-    if found is None:
-        return rows
-    given = found[1].set_index("example_id")
-    given = given[[name for name in given if name not in rows.table]]
-    table = rows.table.join(given, on="example_id")
-    columns = (*rows.facts.columns, *given)
-    return TrainingRows(rows.facts.model_copy(update={"columns": columns}), table)
+    return None if rows is None else with_known(run, rows)
 
 
 def columns_of(rows: TrainingRows) -> tuple[str, ...]:
@@ -114,14 +103,23 @@ def by_filter(rows: TrainingRows, text: str) -> Chosen:
     Raises:
         StageLensError: It cannot be read, asks for an unknown column, or chooses none.
     """
-    fits = where(rows.table, text, columns_of(rows))
+    stage = rows.facts.stage
+    try:
+        fits = where(rows.table, text, columns_of(rows), (_DIGEST,))
+    except UnknownColumn as error:
+        raise StageLensError(
+            f"{error}; stagelens training-data RUN --stage {stage} stores what each says, where "
+            "the task shows texts, whose labels are doubtful, and where else it occurs"
+        ) from None
     ids = tuple(rows.table["example_id"][fits])
     if not ids:
+        values = {name: values_of(rows.table[name]) for name in asked_columns(text)}
+        told = "; ".join(f"{name} has {said}" for name, said in values.items() if said)
         raise StageLensError(
-            f"no training example of stage {rows.facts.stage!r} fits {text!r}; "
-            f"stagelens training-rows lists what there is in {', '.join(columns_of(rows))}"
+            f"no training example of stage {stage!r} fits {text!r}; "
+            + (told or f"stagelens training-rows lists what there is in {', '.join(values)}")
         )
-    return Chosen(rows.facts.stage, ids, f"with {text}")
+    return Chosen(stage, ids, f"with {text}")
 
 
 def by_ids(rows: TrainingRows, ids: Sequence[str], words: str = "") -> Chosen:

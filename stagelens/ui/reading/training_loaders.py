@@ -41,11 +41,9 @@ def training_data(at: Source, stage: str) -> Loaded | None:
 
 
 def listed(run: Run, stage: str) -> TrainingRows | None:
-    """The training examples of a stage without what they hold; None where nothing listed them."""
-    path, given = training_rows_path(run, run.stage(stage)), tables.columns_path(run, stage)
-    if not path.exists():
-        return None
-    return _listed(str(path), f"{_written(path)}-{_written(given)}", run, stage)
+    """The training examples of a stage as filters see them; None where nothing listed them."""
+    path = training_rows_path(run, run.stage(stage))
+    return _listed(str(path), _stamp_of(run, stage), run, stage) if path.exists() else None
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -55,13 +53,16 @@ def _listed(path: str, stamp: str, _run: Run, stage: str) -> TrainingRows | None
 
 def _stamp(at: Source, stage: str) -> str:
     """Of the files that hold it; sets are looked up in it, so these count too."""
-    opened = sources.run(at)
+    return _stamp_of(sources.run(at), stage)
+
+
+def _stamp_of(run: Run, stage: str) -> str:
     files = (
-        training_rows_path(opened, opened.stage(stage)),
-        tables.looks_path(opened, stage),
-        tables.answers_path(opened, stage),
-        tables.columns_path(opened, stage),
-        tables.duplicates_path(opened),
+        training_rows_path(run, run.stage(stage)),
+        tables.looks_path(run, stage),
+        tables.answers_path(run, stage),
+        tables.columns_path(run, stage),
+        tables.duplicates_path(run),
     )
     return "-".join(_written(file) for file in files)
 
