@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stagelens.contracts import Task
-from stagelens.runs.optimizer_kinds import without_formula
+from stagelens.runs.optimizer_kinds import update_of, without_formula
 from stagelens.runs.run import Run, Stage
 
 from .hardness import hardness
@@ -76,7 +76,9 @@ def course(
         steps=sum(s.steps for s in later),
         moved=moved,
         turned=turned,
-        optimizers=frozenset(s.facts.optimizer.name for s in (stage, *later) if s.facts.optimizer),
+        optimizers=frozenset(
+            update_of(s.facts.optimizer) for s in (stage, *later) if s.facts.optimizer
+        ),
     )
 
 

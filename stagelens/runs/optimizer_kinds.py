@@ -44,6 +44,17 @@ def without_formula(facts: OptimizerFacts) -> str | None:
     return no_formula(facts.name, facts.flags)
 
 
+def update_of(facts: OptimizerFacts) -> str:
+    """The name of a stage's update: AdamW for Adam without weight decay, which is the same.
+
+    The two differ in where weight decay goes, and in nothing else.
+    """
+    plain = facts.name == "Adam" and without_formula(facts) is None
+    decays = any(group.hyperparameters.get("weight_decay") != 0 for group in facts.groups)
+    unusual = any(group.hyperparameters.get("maximize") for group in facts.groups)
+    return "AdamW" if plain and not decays and not unusual else facts.name
+
+
 def unmergeable(facts: OptimizerFacts) -> str | None:
     """Why several steps of the optimiser cannot become one; None if they can."""
     groups = list(facts.groups)

@@ -12,6 +12,8 @@ import torch
 from stagelens.estimators.course import course, unlike_the_bench
 from stagelens.runs.boundary_facts import WeightAverage
 from stagelens.runs.objective_facts import ObjectiveFacts
+from stagelens.runs.optimizer_facts import OptimizerFacts, ParameterGroup
+from stagelens.runs.optimizer_kinds import update_of
 from stagelens.runs.states import TrainingState
 from stagelens.tasks import ImageClassification
 from tests.support.small_runs import Phase, record
@@ -167,3 +169,24 @@ def test_settings_beyond_the_bench_are_unlike_it(tmp_path: Path) -> None:
     assert unlike_the_bench(run, stage, {"budget": 0.25, "exact_stages": 1}) == ""
     assert "a budget of 1" in unlike_the_bench(run, stage, {"budget": 1.0})
     assert "2 exact stages" in unlike_the_bench(run, stage, {"budget": 0.25, "exact_stages": 2})
+
+
+def test_adam_without_weight_decay_is_the_update_of_adamw() -> None:
+    def of(name: str, decay: float | None = 0.0, **flags: bool) -> str:
+        own = {} if decay is None else {"weight_decay": decay}
+        group = ParameterGroup(parameters=["w"], hyperparameters={"lr": 1e-3, **own})
+        return update_of(OptimizerFacts(name=name, groups=[group], flags=flags))
+
+    assert of("Adam") == "AdamW" == of("AdamW", 0.01)
+    assert of("Adam", 0.01) == of("Adam", None) == of("Adam", amsgrad=True) == "Adam"
+    assert of("SGD") == "SGD" and of("NAdam") == "NAdam"
+    # The very numbers, step by step.
+    ends = []
+    for kind in (torch.optim.Adam, torch.optim.AdamW):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 5))
+        optimizer = kind([weight], 1e-2, weight_decay=0.0)
+        for step in range(5):
+            weight.grad = weight.detach() ** 3 + step
+            optimizer.step()
+        ends.append(weight.detach().clone())
+    assert torch.equal(*ends)

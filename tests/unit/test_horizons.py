@@ -176,6 +176,12 @@ def test_what_is_unlike_the_runs_that_bounds_were_measured_on(
     facts = horizons(run, run.stage("first"), "test", ALL, "margin").facts
     # Only one scenario of SGD was chosen on.
     assert facts.strange() == "stage first was trained with SGD"
+    # What a later stage's steps are like says nothing of the effect within this one.
+    names = list(facts.optimizers)
+    mixed = facts.model_copy(
+        update={"optimizers": {**dict.fromkeys(names, "SGD"), "first": "AdamW"}}
+    )
+    assert mixed.strange(final=False) == "" and "second" in mixed.strange()
     # What is known later counts for what was stored before.
     known = bounds().model_copy(update={"optimizers": ["SGD"]})
     monkeypatch.setattr(horizon_table, "bounds", lambda: known)

@@ -23,6 +23,7 @@ from stagelens.estimators.neglected_bounds import (
 )
 from stagelens.estimators.stage_trust import AGREES_ERROR
 from stagelens.runs import fact_tables
+from stagelens.runs.optimizer_kinds import update_of
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.schema import digest
 from stagelens.runs.sets.evaluation_set import EvaluationSet
@@ -65,7 +66,7 @@ class HorizonFacts(BaseModel):
         later: Steps of the later stages.
         seconds: Wall time.
         task: Of the run; like the following, empty in answers without it.
-        optimizers: Stage to its optimizer, of this and all later ones.
+        optimizers: Stage to the name of its update (``update_of``), of this and all later ones.
         normalised: Those of them that moved the statistics of batch normalisation.
         unlike: What else of them the calibration bench holds no example of, as the trust of
             estimates has it; empty where there is nothing.
@@ -88,12 +89,19 @@ class HorizonFacts(BaseModel):
     normalised: tuple[str, ...] = ()
     unlike: str = ""
 
-    def strange(self) -> str:
-        """What is unlike the runs that bounds were measured on, as a reason; else empty."""
+    def strange(self, final: bool = True) -> str:
+        """What is unlike the runs that bounds were measured on, as a reason; else empty.
+
+        Args:
+            final: Of the effect on the final model, which later stages' steps carry; else of one
+                within the stage, to which they do nothing.
+        """
         known = bounds()
         if self.task and self.task not in known.tasks:
             return f"the task is {self.task}"
         for stage, optimizer in self.optimizers.items():
+            if not final and stage != self.stage:
+                continue
             if optimizer not in known.optimizers:
                 return f"stage {stage} was trained with {optimizer}"
             if stage in self.normalised:
@@ -130,7 +138,8 @@ class Horizons:
 
     def bound(self, place: int) -> float | None:
         """What nine of ten true errors stay within, of one row; None where that is not known."""
-        if self.facts.strange() or self._beyond(place):
+        final = self._span(place) == "final"
+        if self.facts.strange(final) or self._beyond(place):
             return None
         return bound(self.kind, self._span(place), float(self.table["expected_error"].iloc[place]))
 
@@ -138,7 +147,7 @@ class Horizons:
         """Why there is no bound, as a reason; empty where there is one."""
         if self.bound(place) is not None:
             return ""
-        if strange := self.facts.strange():
+        if strange := self.facts.strange(self._span(place) == "final"):
             return f"bounds are not calibrated for that: {strange}"
         return self._beyond(place) or "no expected errors as large were measured"
 
@@ -279,4 +288,7 @@ def load_horizons(
     own = (facts.run_digest, facts.set_digest, facts.behaviour.name, facts.stage, facts.count)
     if own != (run.digest, examples.digest, behaviour, stage.name, len(ids)):
         return None
-    return Horizons(facts, table)
+    # Stored by the optimiser's name in earlier versions.
+    updates = {each.name: update_of(each.optimizer) for each in run.stages[stage.index :]}
+    known = {name: updates.get(name, update) for name, update in facts.optimizers.items()}
+    return Horizons(facts.model_copy(update={"optimizers": known}), table)

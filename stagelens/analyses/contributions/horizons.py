@@ -28,6 +28,7 @@ from stagelens.effects.results import BehaviourFacts
 from stagelens.estimators.course import moves_statistics, unlike_the_bench
 from stagelens.estimators.replay_check import check_given
 from stagelens.runs import fact_tables
+from stagelens.runs.optimizer_kinds import update_of
 from stagelens.runs.run import Run, Stage
 from stagelens.runs.training_rows import training_rows
 
@@ -114,7 +115,7 @@ def horizons(
             later=sum(later.steps for later in run.stages[stage.index + 1 :]),
             seconds=time.perf_counter() - began,
             task=run.task.name,
-            optimizers={each.name: each.optimizer.name for each in followed},
+            optimizers={each.name: update_of(each.optimizer) for each in followed},
             normalised=tuple(
                 each.name
                 for each in followed
