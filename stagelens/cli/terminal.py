@@ -268,7 +268,7 @@ def print_contributions(
     compared = ("stage effect", "not explained to first order") if effects else ()
     for name in ("stage", "steps", "together", CARRIED, *compared, "trust"):
         printed.add_column(name, justify="left" if name in ("stage", "trust") else "right")
-    unexplained: list[str] = []
+    unexplained: dict[str, str] = {}
     for stage, steps in found.facts.steps.items():
         carried = found.part("carried", stage)["value"]
         own = plain_signed(carried.iloc[0]) if len(carried) else "-"
@@ -276,10 +276,11 @@ def print_contributions(
         if known is not None and np.isfinite(known[0]):
             word = trust_word(known[1], behaviour.name)
             cells = [f"{plain_signed(known[0])} ({word})", plain_signed(known[0] - total)]
-            unexplained.append(left_open(stage, known[0], total))
+            if said := left_open(stage, known[0], total):
+                unexplained[stage] = said
         printed.add_row(stage, f"{steps:,}", plain_signed(total), own, *cells, FIRST_ORDER)
     _console().print(printed, markup=False)
-    for said in filter(None, unexplained):
+    for said in unexplained.values():
         say(said)
     if found.facts.on_samples:
         say(samples_sentence(found.facts.on_samples))
@@ -295,7 +296,9 @@ def print_contributions(
         if not smooth or opposite(effect, found.linearised(stage)):  # which was said above
             continue
         rows = rows.loc[rows["value"].abs().sort_values(ascending=False).index].head(top)
-        printed = Table(title=f"Training examples of {stage}, the largest contributions first")
+        hint = "; amounts say little, see above" if stage in unexplained else ""
+        title = f"Training examples of {stage}, the largest contributions first{hint}"
+        printed = Table(title=title)
         names = ("contribution", "uses", "first step", "place", "label", "final model", "before")
         for name in names:
             printed.add_column(name, justify="right")

@@ -70,7 +70,10 @@ def test_whether_they_did_more_than_random_ones_is_said_with_its_chance(
         "each less help than these. By chance alone that would be so in up to 2 of 3 cases" in told
     )
     assert "in up to 2 of 5 cases." in against(own, [small, away] * 2, margin)
-    assert "no more than random ones" in against(own, [small, large], margin)
+    assert "1 of them as much as these or more. So few draws" in against(
+        own, [small, large], margin
+    )
+    assert "3 of them as much as these or more." in against(own, [small, *[large] * 3], margin)
     assert against(own, [], margin) == ""
     # What hurt less is more as a number, and is not said to be less.
     hurt = against(_effects(run, chosen, -0.5), [small], margin)

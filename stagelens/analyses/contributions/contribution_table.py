@@ -199,7 +199,7 @@ class Stored:
 
 
 def left_open(stage: str, effect: float, linearised: float) -> str:
-    """That more than half of a stage effect is not explained; empty where that is not so.
+    """That first order is off by more than half of a stage effect; empty where it is not.
 
     Args:
         stage: Its name.
@@ -214,10 +214,13 @@ def left_open(stage: str, effect: float, linearised: float) -> str:
             "so first order says nothing about credit or blame, and no step is shown as either. "
             "For early or late, go by what was seen while the stage trained."
         )
+    explained = "explain less than half of its effect"
+    if abs(linearised) > abs(effect):
+        times = f"{abs(linearised / effect):,.1f} times" if effect else "more than"
+        explained = f"add up to {times} its effect"
     return (
-        f"To first order, the steps of {stage} explain less than half of its effect, so first "
-        "order says nothing of its size there. Take contributions as a hint of where to look, not "
-        "as amounts."
+        f"To first order, the steps of {stage} {explained}, so first order says nothing of its "
+        "size there. Take contributions as a hint of where to look, not as amounts."
     )
 
 

@@ -90,11 +90,15 @@ def against(
     else:
         ends = gain_range_text(float(others.min()), float(others.max()), behaviour)
         said, each = f"{drawn}, {len(others)} times: {ends} by replay", "each "
+    few = _MORE if len(others) < _FEW else ""
     if not more:
-        return f"{said}, so these did no more than random ones."
+        as_much = int((np.sign(own) * others >= abs(own)).sum())
+        which = "" if len(others) == 1 else f"{as_much} of them "
+        tail = f" So few draws do not tell chance from more{few}." if few else ""
+        return f"{said}, {which}as much as these or more.{tail}"
     # As a number, what did less harm is more.
     less = f"{each}less {'harm' if gain(own, behaviour) < 0 else 'help'}"
     if len(others) == 1:
         return f"{said}, {less} than these. One draw does not tell that from chance{_MORE}."
     chance = f"By chance alone that would be so in up to 2 of {len(others) + 1} cases"
-    return f"{said}, {less} than these. {chance}{_MORE if len(others) < _FEW else ''}."
+    return f"{said}, {less} than these. {chance}{few}."
