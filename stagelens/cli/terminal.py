@@ -299,12 +299,12 @@ def print_contributions(
         hint = "; amounts say little, see above" if stage in unexplained else ""
         title = f"Training examples of {stage}, the largest contributions first{hint}"
         printed = Table(title=title)
-        names = ("contribution", "uses", "first step", "place", "label", "final model", "before")
+        names = ("contribution", "example", "uses", "label", "final model", "before")
         for name in names:
             printed.add_column(name, justify="right")
         for row in rows.to_dict("records"):
             told = [row[name] for name in ("label", "answer", "before")]
-            cells = [f"{row[name]:,}" for name in ("uses", "step", "position")]
+            cells = [f"{row['step']}-{row['position']}", f"{row['uses']:,}"]
             told = ["-" if pd.isna(each) else str(each) for each in told]
             printed.add_row(plain_signed(row["value"]), *cells, *told)
         _console().print(printed, markup=False)

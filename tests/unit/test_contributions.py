@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -283,6 +284,7 @@ def test_the_command_prints_sums_and_the_largest_examples(run: stagelens.Run) ->
     assert "Training examples of second" in told.output and CARRIED in told.output
     assert f"Together includes {CARRIED}" in told.output
     assert "not explained" not in told.stdout and "no stage effect is stored" in told.stderr
+    assert re.search(r"│ +\d+-\d+ │", told.output)  # the id that without-data takes
     wrong = CliRunner().invoke(app, ["contributions", str(run.path), "--group", "label"])
     assert isinstance(wrong.exception, StageLensError) and "COLUMN=VALUE" in str(wrong.exception)
 
