@@ -160,7 +160,7 @@ def select(
         opened = opened_with(run, task)
         from stagelens.analyses.contributions.contribution_table import Question
         from stagelens.analyses.selection.choosing import choose
-        from stagelens.analyses.selection.exporting import row_numbers, with_places
+        from stagelens.analyses.selection.exporting import row_numbers, rows_unknown, with_places
         from stagelens.analyses.selection.outcomes import Wanted, usual_horizons
         from stagelens.analyses.selection.ranking import target_behaviour
         from stagelens.analyses.selection.sentences import chosen, cost, rests_on
@@ -168,6 +168,8 @@ def select(
         from stagelens.runs.training_rows import load_training_rows
 
         own, examples = opened.stage(stage), opened.evaluation_set(target)
+        if indices is not None and own.facts.rows is None:
+            raise StageLensError(f"{rows_unknown(stage)}: --out kept.csv in place of --indices")
         ids = tuple(example or ())
         if slice_name is not None:
             ids = slice_of(opened, examples, slice_name).example_ids

@@ -20,12 +20,14 @@ import stagelens
 from stagelens.analyses.contributions.contribution_table import Question
 from stagelens.analyses.contributions.first_order import behaviour_gradient, contributions
 from stagelens.analyses.selection import horizons
+from stagelens.analyses.selection.choosing import choose
 from stagelens.analyses.selection.halves import halves
 from stagelens.analyses.selection.outcomes import Wanted
 from stagelens.analyses.selection.proofs import KINDS, load_part, proof_path
 from stagelens.analyses.selection.proving import prove
 from stagelens.analyses.selection.ranked import load_ranking, ranking_path
 from stagelens.analyses.selection.ranking import mean_by_use, rank
+from stagelens.analyses.selection.sentences import chosen
 from stagelens.cli import app
 from stagelens.contracts import CARRIED, Example, Refused, SetError, StageLensError
 from stagelens.derivatives.adjoint import StepContribution, sweep_within
@@ -352,6 +354,18 @@ def test_the_command_tries_horizons_proves_and_writes_the_kept(noisy: Run, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("keep", "horizon", "told", "not_told"),
+    [(0.5, 4, "4 steps later (rough); the same share of every label", "too few"),
+     (0.1, 99, "at the end of second (rough); too few for the same share", "; the same share")],
+)  # fmt: skip
+def test_what_was_chosen_is_said_as_it_is(
+    noisy: Run, keep: float, horizon: int, told: str, not_told: str
+) -> None:
+    said = chosen(choose(noisy, _wanted(keep=keep, horizons=(horizon,))))
+    assert told in said and not_told not in said
+
+
+@pytest.mark.parametrize(
     ("options", "why"),
     [
         (["--keep", "0"], "--keep 0 is no share"),
@@ -360,6 +374,8 @@ def test_the_command_tries_horizons_proves_and_writes_the_kept(noisy: Run, tmp_p
         (["--stage", "third"], "third"),
         (["--behaviour", "grace"], "no behaviour 'grace'"),
         (["--target", "other"], "other"),
+        (["--indices", "kept.json"], "--out kept.csv in place of --indices"),
+        (["--by", "source"], "no column 'source' with groups; they have label"),
     ],
 )
 def test_what_is_not_there_is_refused_by_name(noisy: Run, options: list[str], why: str) -> None:

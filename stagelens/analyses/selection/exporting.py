@@ -25,12 +25,17 @@ def row_numbers(kept: pd.DataFrame, stage: str) -> list[int]:
         StageLensError: The stage's batches were recorded as tensors, so rows are not known.
     """
     if kept["rows"].isna().any():
-        raise StageLensError(
-            f"the rows of stage {stage!r} in a data set are not known, because its batches were "
-            "recorded as they are; record it with dataset=DATA and rows=[...] "
-            "(docs/recording.md), or match the examples by what they hold"
-        )
+        raise rows_unknown(stage)
     return list(dict.fromkeys(int(row) for rows in kept["rows"] for row in str(rows).split()))
+
+
+def rows_unknown(stage: str) -> StageLensError:
+    """That the examples of a stage have no row numbers, and what to do."""
+    return StageLensError(
+        f"the rows of stage {stage!r} in a data set are not known, because its batches were "
+        "recorded as they are; record it with dataset=DATA and rows=[...] (docs/recording.md), or "
+        "take ids and places"
+    )
 
 
 def with_places(kept: pd.DataFrame, rows: TrainingRows | None) -> pd.DataFrame:

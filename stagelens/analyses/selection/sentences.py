@@ -16,6 +16,10 @@ LITTLE = 0.5
 """Rank correlation between halves of the target below which an order is called mostly chance: of
 the whole target's order, less than two thirds then is no chance (Spearman and Brown)."""
 
+_WHOLE = 2
+"""Kept examples of the rarest label from which their number follows the label's share: below, which
+labels have one at all is a matter of rounding."""
+
 INTERVALS = (
     "Intervals of differences say how far these may be off in other orders of batches and on other "
     "examples of the target; those of single models, in other orders alone."
@@ -60,13 +64,19 @@ def chosen(outcome: Outcome) -> str:
     facts, kind = outcome.facts, outcome.behaviour
     how = FIRST_ORDER + by_curvature(facts.wanted.curvature)
     target = f"{count_text(facts.ranking.count, 'example')} of {facts.wanted.set_name}"
+    ranking = facts.ranking
+    when = f"{count_text(ranking.horizon, 'step')} later"
+    if ranking.horizon >= ranking.steps:  # a longer one asks for no more
+        when = f"at the end of {facts.wanted.stage}"
     said = (
         f"{len(outcome.kept):,} of {count_text(facts.of, 'training example')} of "
         f"{facts.wanted.stage} kept: those that help the {phrase(kind)} of {target} most, "
-        f"{count_text(facts.ranking.horizon, 'step')} later ({how})"
+        f"{when} ({how})"
     )
-    if facts.ranking.per_label:
+    if ranking.per_label and outcome.kept["label"].value_counts().min() >= _WHOLE:
         said += "; the same share of every label"
+    elif ranking.per_label:
+        said += "; too few for the same share of every label"
     if facts.wanted.by:
         said += f"; every example valued as the mean of its group by {facts.wanted.by}"
     if facts.alike:
