@@ -297,8 +297,7 @@ def print_contributions(
             continue
         rows = rows.loc[rows["value"].abs().sort_values(ascending=False).index].head(top)
         hint = "; amounts say little, see above" if stage in unexplained else ""
-        title = f"Training examples of {stage}, the largest contributions first{hint}"
-        printed = Table(title=title)
+        printed = Table(f"Training examples of {stage}, the largest contributions first{hint}")
         names = ("contribution", "example", "uses", "label", "final model", "before")
         for name in names:
             printed.add_column(name, justify="right")

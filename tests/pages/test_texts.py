@@ -68,7 +68,7 @@ def test_what_a_language_model_says_next_is_called_that(open_page, text_runs: Pa
     card = next(board["cards"] for board in boards(app) if "cards" in board)[1]
     assert card["answer"] == f"next token “{table(app)['answer'][1].strip()}”"
     assert card["text"] == "two and two\ncompletion: make four\nrejected: make two"
-    assert all(each["without"].startswith("without it “") for each in card["effects"])
+    assert all(each["without"].startswith("“") for each in card["effects"])  # without it “T”
     app = check(open_page(text_runs, "run=comments", PAGE))
     assert json.loads(app.dataframe[0].proto.columns)["answer"]["label"] == "answer"
     said = next(board["cards"] for board in boards(app) if "cards" in board)[0]["answer"]
