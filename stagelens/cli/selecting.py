@@ -179,7 +179,11 @@ def select(
             question=Question(ids=ids, groups=groups),
             slice_name=slice_name or "",
             behaviour=target_behaviour(opened, behaviour).name,
-            horizons=tuple(horizon or usual_horizons(own.steps)),
+            horizons=tuple(
+                sorted({min(each, max(own.steps, 1)) for each in horizon})
+                if horizon
+                else usual_horizons(own.steps)
+            ),
             keep=keep,
             per_label=not across_labels,
             by=by,

@@ -375,7 +375,7 @@ def test_what_was_chosen_is_said_as_it_is(
         (["--behaviour", "grace"], "no behaviour 'grace'"),
         (["--target", "other"], "other"),
         (["--indices", "kept.json"], "--out kept.csv in place of --indices"),
-        (["--by", "source"], "no column 'source' with groups; they have label"),
+        (["--by", "source"], "no column 'source' to value them by; they have none"),
     ],
 )
 def test_what_is_not_there_is_refused_by_name(noisy: Run, options: list[str], why: str) -> None:

@@ -94,6 +94,11 @@ def test_agreement_is_within_labels_where_the_order_is() -> None:
     across = Ranking(ranking.facts, table)
     assert across.agreement > 0.7  # labels are told apart by both halves
     assert across.within_labels().agreement == pytest.approx(0.0)  # one is reversed, one the same
+    # Groups are valued within labels, and of two groups a rank correlation is 1 or -1 in any case.
+    singles = {name: name for name in ranking.ids}
+    assert across.by_groups("source", singles).agreement == pytest.approx(0.0)
+    halves = {name: str(int(name[-1]) % 2) for name in ranking.ids}
+    assert np.isnan(across.by_groups("source", halves).agreement)
     none = Ranking(ranking.facts, table.assign(first_half=np.nan, second_half=np.nan))
     assert np.isnan(none.agreement) and none.by_half(0) is None
 
@@ -127,3 +132,29 @@ def test_what_a_choice_is_worth_has_an_interval_over_other_examples_too() -> Non
     apart = proof.over_examples("random", "loss").error
     single = Proof(proof.facts, {k: p.assign(source=-1) for k, p in proof.parts.items()})
     assert single.over_examples("random", "loss").error < 0.8 * apart
+
+
+def test_what_one_half_orders_by_groups_says_nothing_of_the_other() -> None:
+    """Halves of noise: what the first chooses is worth nothing to the second."""
+    random = np.random.default_rng(0)
+    worth = []
+    for _ in range(40):
+        halves = random.normal(size=(2, 200))
+        ranking = _ranked(list(halves.mean(0)), "ab" * 100)
+        own = ranking.table["example_id"].str[1:].astype(int)
+        table = ranking.table.assign(first_half=halves[0][own], second_half=halves[1][own])
+        groups = {f"e{n}": str(random.integers(3)) for n in range(200)}
+        first = Ranking(ranking.facts, table).by_half(0)
+        assert first is not None
+        kept = first.by_groups("source", groups).within_labels().kept(0.5)
+        worth.append(halves[1][[int(name[1:]) for name in kept]].mean())
+    assert abs(np.mean(worth)) < 4 * np.std(worth) / np.sqrt(len(worth))
+
+
+def test_the_same_column_with_other_groups_is_another_order() -> None:
+    ranking = _ranked([4.0, -1.0, 0.0, 3.0], "aaaa")
+    one, other = (
+        ranking.by_groups("source", dict(zip(["e0", "e1", "e2", "e3"], names, strict=True)))
+        for names in ("xxyy", "xyxy")
+    )
+    assert one.facts.by == other.facts.by and one.facts.groups != other.facts.groups

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,14 +82,14 @@ def try_horizons(
     for number, horizon in enumerate(wanted.horizons):
         part = overall.part(number / count, (number + 1) / count)
         asked = (run, stage, wanted.set_name, question, horizon, wanted.behaviour)
-        ranking = rank(*asked, part.part(0.0, 0.7), wanted.curvature)
-        if groups is not None:
-            ranking = ranking.by_groups(wanted.by, groups)
-        if wanted.per_label:
-            ranking = ranking.within_labels()
+        single = rank(*asked, part.part(0.0, 0.7), wanted.curvature)
+        ranking = _ordered(single, wanted, groups)
         values: tuple[float, ...] = ()
         if count > 1:
-            values = _judged(run, stage, wanted, question, ranking, part.part(0.7, 1.0))
+            # The half is taken first, so that what the other one says is not in the order.
+            halves = [single.by_half(half) for half in range(len(HALVES))]
+            orders = [None if own is None else _ordered(own, wanted, groups) for own in halves]
+            values = _judged(run, stage, wanted, question, ranking, orders, part.part(0.7, 1.0))
         found.append(Tried(ranking, values))
     if count == 1:
         return Trials(found)
@@ -110,12 +110,20 @@ def try_horizons(
     return Trials(best_first, tuple(beside.values("random", kind.name).tolist()))
 
 
+def _ordered(ranking: Ranking, wanted: Wanted, groups: Mapping[str, str] | None) -> Ranking:
+    """By groups and within labels, as far as that is wanted."""
+    if groups is not None:
+        ranking = ranking.by_groups(wanted.by, groups)
+    return ranking.within_labels() if wanted.per_label else ranking
+
+
 def _judged(
     run: Run,
     stage: Stage,
     wanted: Wanted,
     question: Question,
     ranking: Ranking,
+    orders: Sequence[Ranking | None],
     progress: ProgressCallback,
 ) -> tuple[float, ...]:
     """The target's mean behaviour by draw, each half after a replay of what the other half chose.
@@ -124,7 +132,6 @@ def _judged(
     """
     examples = run.evaluation_set(wanted.set_name)
     halves = folds(examples, question.of(examples), len(HALVES))
-    orders = [ranking.by_half(half) for half in range(len(HALVES))]
     pairs = [
         (order, Question(ids=judges))
         for order, judges in zip(orders, reversed(halves), strict=False)

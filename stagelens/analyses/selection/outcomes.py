@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from stagelens.analyses.contributions.contribution_table import Question, asked_digest
+from stagelens.analyses.training_data.by_column import columns_key
 from stagelens.contracts import Behaviour
 from stagelens.derivatives.curvature_kinds import Curvature, key_of
 from stagelens.effects.draws import DrawInterval, interval_over_draws
@@ -103,7 +104,7 @@ class Trial(BaseModel):
         horizon: In steps.
         values: The target's mean behaviour, by draw; none where it was the only horizon.
         agreement: Rank correlation between the orders by one half of the ranking examples and by
-            the other; None where there are no halves, and in outcomes of earlier versions.
+            the other; None where there are no halves.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -128,7 +129,7 @@ class OutcomeFacts(BaseModel):
         ranking: What the examples were chosen from: the best horizon's.
         trials: Every horizon, the shortest first.
         random: The target's mean behaviour with as many random examples, in the draws of the
-            trials; none where nothing was tried, and in outcomes of earlier versions.
+            trials; none where nothing was tried.
         of: How many examples the stage has.
         judged: How many of the target's examples judged the choice.
         alike: How many examples were passed over because a better one is nearly the same.
@@ -183,9 +184,10 @@ class Outcome:
         """
         taken = self.facts.ranking.horizon
         own = next((one.mean for one in self.facts.trials if one.horizon == taken), np.nan)
-        if not self.facts.random or np.isnan(own):
+        random = float(np.mean(self.facts.random)) if self.facts.random else np.nan
+        if not np.isfinite([own, random]).all():
             return None
-        return bool(self.behaviour.sign * (own - float(np.mean(self.facts.random))) > 0)
+        return bool(self.behaviour.sign * (own - random) > 0)
 
     @property
     def ids(self) -> list[str]:
@@ -218,7 +220,8 @@ def outcome_path(run: Run, examples: EvaluationSet, wanted: Wanted) -> Path:
     """
     own = (wanted.behaviour, sorted(wanted.horizons), wanted.keep, wanted.distinct, wanted.draws)
     ids = asked_digest(wanted.question.of(examples))
-    kind = (wanted.per_label, *key_of(wanted.curvature), *([wanted.by] if wanted.by else []))
+    by = [wanted.by, *columns_key(run, wanted.stage)] if wanted.by else []
+    kind = (wanted.per_label, *key_of(wanted.curvature), *by)
     parts = (run.digest, wanted.stage, examples.digest, ids, *own, *kind)
     key = digest(_METHOD, *parts, *example_key(run, wanted.stage))[:32]
     return run.files.inside(f"{_FOLDER}/outcome-{key}.parquet")

@@ -104,7 +104,7 @@ class Proof:
     """What the models answered that were replayed with parts of a stage's examples.
 
     All models of a draw share its order of batches and its random numbers, so that they differ by
-    the examples alone. Each draw has a random half of its own.
+    the examples alone. Each draw has random examples of its own.
 
     Attributes:
         facts: What it says of itself.
@@ -187,9 +187,9 @@ def proof_path(
         # made for is in its facts.
         "worst": (
             len(chosen),
-            facts.ranking.model_dump_json(exclude={"curvature", "per_label", "by"}),
+            facts.ranking.model_dump_json(exclude={"curvature", "per_label", "by", "groups"}),
             *(["within labels"] if facts.ranking.per_label else []),
-            *(["by", facts.ranking.by] if facts.ranking.by else []),
+            *([facts.ranking.groups] if facts.ranking.by else []),
             *key_of(facts.ranking.curvature),
         ),
     }[trained_on]

@@ -1,4 +1,4 @@
-"""Replaying a stage with the chosen half of its examples, against a random half and the worst."""
+"""Replaying a stage with the chosen half of its examples, against random ones and the worst."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def part_of(
     kind: TrainedOn,
     draw: int,
 ) -> set[str]:
-    """The examples that the stage has; ``labels`` as in :class:`~.tables.ProofFacts`."""
+    """The examples that the stage has; ``labels`` as in :class:`~.proofs.ProofFacts`."""
     every = ranking.ids
     if kind == "all":
         return set(every)

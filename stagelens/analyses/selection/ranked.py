@@ -41,6 +41,10 @@ has it several times; missing without a data set.
 
 HALVES = ("first_half", "second_half")
 """The same value for each half of the target by itself; missing where the target has no halves."""
+GROUP = "group"
+"""The group of each example, where examples are valued by groups."""
+FEW = 8
+"""Groups below which nothing is said of how far two halves agree on their order."""
 RANKED = {**COLUMNS, **dict.fromkeys(HALVES, "float64")}
 """Columns of a ranking."""
 
@@ -64,6 +68,7 @@ class RankingFacts(BaseModel):
             versions.
         per_label: Whether the order is that within labels; see :meth:`Ranking.within_labels`.
         by: The column by whose groups examples are valued; empty where each is by itself.
+        groups: Digest of which example is in which group.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,6 +84,7 @@ class RankingFacts(BaseModel):
     curvature: Curvature = "exact"
     per_label: bool = False
     by: str = ""
+    groups: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,12 +126,17 @@ class Ranking:
         own = self.table["example_id"].map(groups)
         means = (values - usual).groupby(own).transform("mean") + values.mean()
         table = self.table.assign(**means)
+        table[GROUP] = own.astype("string")
         # Stable, so that examples of one group stay in the order of their own values.
         table = table.sort_values("value", ascending=False, kind="stable", ignore_index=True)
-        return Ranking(self.facts.model_copy(update={"by": column}), table)
+        told = {"by": column, "groups": digest(sorted(groups.items()))[:32]}
+        return Ranking(self.facts.model_copy(update=told), table)
 
     def by_half(self, half: int) -> Ranking | None:
         """The order as one half of the target alone has it; None where the target has no halves.
+
+        Of a ranking whose examples are by themselves: groups and labels are for later, so that what
+        the other half says has no part in them.
 
         Args:
             half: 0 or 1.
@@ -135,15 +146,18 @@ class Ranking:
             return None
         table = self.table.assign(value=own)
         table = table.sort_values("value", ascending=False, kind="stable", ignore_index=True)
-        found = Ranking(self.facts.model_copy(update={"per_label": False}), table)
-        return found.within_labels() if self.facts.per_label else found
+        return Ranking(self.facts, table)
 
     @property
     def agreement(self) -> float:
         """Rank correlation between the orders by one half of the target and by the other.
 
-        Within labels where the order is. NaN where the target has no halves, or all are equal.
+        Within labels where the order is, and over groups where these are valued. NaN where the
+        target has no halves, all are equal, or there are too few groups to say.
         """
+        if self.facts.by:
+            groups = self.table.drop_duplicates(GROUP)[[*HALVES]]
+            return float(groups.corr("spearman").iloc[0, 1]) if len(groups) >= FEW else math.nan
         halves, label = self.table[[*HALVES]], self._classes()
         within = self.facts.per_label and label is not None
         places = (halves.groupby(label) if within else halves).rank(pct=True)

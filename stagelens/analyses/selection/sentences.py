@@ -14,15 +14,16 @@ from .proofs import KINDS, TrainedOn
 
 LITTLE = 0.5
 """Rank correlation between halves of the target below which an order is called mostly chance: of
-the whole target's order, less than two thirds then is no chance (Spearman and Brown)."""
+the whole target's order, less than two thirds then is reproducible, as far as that depends on which
+examples the target has (Spearman and Brown)."""
 
 _WHOLE = 2
 """Kept examples of the rarest label from which their number follows the label's share: below, which
 labels have one at all is a matter of rounding."""
 
 INTERVALS = (
-    "Intervals of differences say how far these may be off in other orders of batches and on other "
-    "examples of the target; those of single models, in other orders alone."
+    "Intervals of differences say how far these may be off with other orders of batches and on "
+    "other examples of the target; those of single models, with other orders alone."
 )
 FILLED_UP_BY_NOTHING = (
     "Rows left out leave the batches that were drawn, and no others come in their place."
@@ -78,7 +79,7 @@ def chosen(outcome: Outcome) -> str:
     elif ranking.per_label:
         said += "; too few for the same share of every label"
     if facts.wanted.by:
-        said += f"; every example valued as the mean of its group by {facts.wanted.by}"
+        said += f"; each example valued by its group ({facts.wanted.by})"
     if facts.alike:
         said += f"; {count_text(facts.alike, 'other')} passed over, nearly the same as a better one"
     return said
@@ -100,7 +101,9 @@ def rests_on(outcome: Outcome) -> str:
             + (": it is mostly chance which examples they are" if little else "")
         )
     if better is False:
-        parts.append("in the trials no horizon's choice was better than random examples")
+        parts.append(
+            "in the two draws of the trials no horizon's choice was better than random examples"
+        )
     if not parts:
         return ""
     found = "; ".join(parts)

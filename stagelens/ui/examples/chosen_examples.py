@@ -57,12 +57,14 @@ def shown(workspace: Workspace, outcome: Outcome) -> None:
     )
     if selection_bars.shown(outcome, "train-next-bars", about):
         _differences(outcome, known, replace(about, title=f"{about.title}: differences"))
-    components.text_block(
-        f"{facts.wanted.draws} draws of the order of batches, the same for all models of a draw, "
-        f"measured on {facts.judged:,} examples of {facts.wanted.set_name} that had no part in the "
-        f"choice; the order itself is by first order. {INTERVALS} {FILLED_UP_BY_NOTHING}",
-        muted=True,
-    )
+    if outcome.proof is not None:
+        components.text_block(
+            f"{facts.wanted.draws} draws of the order of batches, the same for all models of a "
+            f"draw, measured on {facts.judged:,} examples of {facts.wanted.set_name} that had no "
+            "part in the choice; the order itself is by first order. "
+            f"{INTERVALS} {FILLED_UP_BY_NOTHING}",
+            muted=True,
+        )
     if len(facts.trials) > 1:
         when_opened(
             "horizons",
@@ -137,8 +139,6 @@ def _curve(outcome: Outcome, about: About) -> None:
 
 def _judged_by(outcome: Outcome) -> str:
     """Who judged the horizons, and what random examples gave in the same draws."""
-    if not outcome.facts.random:  # of earlier versions
-        return "Each horizon's choice was replayed in two draws and judged by those that chose."
     mean = sum(outcome.facts.random) / len(outcome.facts.random)
     return (
         "What each half of the ranking examples would choose was replayed in two draws and judged "

@@ -7,6 +7,7 @@ import streamlit as st
 
 from stagelens.analyses.contributions.contribution_table import Question, Stored, left_open
 from stagelens.analyses.training_data import tables
+from stagelens.analyses.training_data.by_column import columns_to_value_by
 from stagelens.analyses.training_data.groups import groupings, with_contributions
 from stagelens.contracts import RunError, is_score
 from stagelens.ui.opening.workspace import Workspace
@@ -52,7 +53,7 @@ def training_data_of_a_stage(workspace: Workspace, effects: Effects) -> None:
         _offer(workspace, asked, loaded)
     groups = [] if loaded is None else _browsed(workspace, asked, loaded)
     compared = loaded is not None and loaded.data.facts.kind is not None
-    columns = [name for name in groups if name != "label"]
+    columns = [] if loaded is None else columns_to_value_by(loaded.data, groups)
     train_next.what_to_train_on_next(workspace, asked, compared, columns)
 
 

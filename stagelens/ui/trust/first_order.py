@@ -102,7 +102,7 @@ def _contributions(workspace: Workspace, stage: str) -> Stored | None:
 def _chosen_of(workspace: Workspace, stage: str) -> Outcome | None:
     """The latest choice of the stage's examples that was proved by replay."""
     for path in stored_outcomes(workspace.run, workspace.examples, stage):
-        found = load_outcome(workspace.run, workspace.examples, path)
+        found = _outcome(str(path), path.stat().st_mtime_ns, workspace)
         if found is not None and found.proof is not None:
             return found
     return None
@@ -118,6 +118,11 @@ def _bars(stage: str, outcome: Outcome) -> None:
         trust=(),
     )
     selection_bars.shown(outcome, f"trust-chosen-{stage}", about)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _outcome(path: str, stamp: int, _workspace: Workspace) -> Outcome | None:
+    return load_outcome(_workspace.run, _workspace.examples, Path(path))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
