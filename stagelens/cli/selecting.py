@@ -100,7 +100,7 @@ def select(
             metavar="COLUMN",
             help="Value every example as the mean of its group: source, annotator. Single values "
             "are mostly chance where the target is small. A column of the recorded data set, or "
-            "of a file that `stagelens training-data --columns` joined.",
+            "of a file that `stagelens training-data --columns` joined, or length.",
         ),
     ] = "",
     distinct: Annotated[

@@ -308,7 +308,16 @@ def _step_back(
 
 
 class KeptStates:
-    """A stage's trajectory: some states are kept, the others are recomputed."""
+    """A stage's trajectory: some states are kept, the others are recomputed.
+
+    Args:
+        own: The stage.
+        spacing: Steps between two states that are kept; about the square root of the stage's steps
+            keeps the fewest at once.
+
+    Raises:
+        Refused: The trajectory does not end where the stage was recorded to end.
+    """
 
     def __init__(self, own: LinearStage, spacing: int) -> None:
         self.own = own

@@ -41,7 +41,8 @@ def choose(run: Run, wanted: Wanted, progress: ProgressCallback = no_progress) -
         return stored
     judges = wanted.sides(examples)[1]
     overall = Progress(progress)
-    groups = groups_by(run, stage.name, wanted.by, progress) if wanted.by else None
+    listing = overall.part(0.0, 0.0)  # of its time nothing is known, and its words are told
+    groups = groups_by(run, stage.name, wanted.by, listing) if wanted.by else None
     trials = try_horizons(run, stage, wanted, groups, overall.part(0.0, _ranked_part(wanted)))
     best = trials.best
     compared = overall.part(_ranked_part(wanted), _ranked_part(wanted))

@@ -98,6 +98,7 @@ def try_horizons(
         *(run, stage, wanted.set_name, question, found[0].ranking, kept),
         draws=TRIALS,
         kinds=("random",),
+        progress=overall.part(1.0, 1.0),
     )
     kind = found[0].ranking.facts.behaviour
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 from stagelens.contracts import ProgressCallback, RunError, no_progress
 from stagelens.runs.run import Run
-from stagelens.runs.schema import digest
 from stagelens.runs.training_rows import training_rows
 from stagelens.wording.folding import listed
 
@@ -30,7 +30,7 @@ def columns_to_value_by(data: TrainingData, groups: Iterable[str]) -> list[str]:
 def columns_key(run: Run, stage_name: str) -> list[str]:
     """What joined columns are, as a part of keys; nothing where none were joined."""
     path = columns_path(run, stage_name)
-    return [digest(path.read_bytes().hex())] if path.is_file() else []
+    return [hashlib.sha256(path.read_bytes()).hexdigest()] if path.is_file() else []
 
 
 def groups_by(

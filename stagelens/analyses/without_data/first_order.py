@@ -26,12 +26,17 @@ weight at w = 1, of one example of a mean, is::
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
 from stagelens.analyses.contributions.contribution_table import Stored
+from stagelens.contracts import Behaviour
 
 from .chosen import Chosen, Divisor
+from .sentences import mean_effect
+from .stored import WithoutData
 
 _NOTHING = 1e-9
 """Part of a micro-batch's terms that rounding leaves where none is left."""
@@ -54,6 +59,33 @@ def first_order(
     together = pd.Series("", index=list(chosen.ids))
     parts = first_order_of_groups(contributions, chosen.stage, together, divisor, weight)
     return float(parts.sum(skipna=False)), len(parts)
+
+
+def against_replays(
+    contributions: Stored,
+    replays: Iterable[WithoutData],
+    behaviour: Behaviour,
+    ids: frozenset[str] | None = None,
+) -> list[tuple[float, float]]:
+    """What choices of examples took away to first order and by replay, both final - without.
+
+    Args:
+        contributions: To the behaviour and the examples that are asked about.
+        replays: Each without a choice of one stage's examples.
+        behaviour: Whose effects.
+        ids: The evaluation examples that are asked about; None for all.
+
+    Returns:
+        In the behaviour's unit, of those replays that have it and all of whose examples are known.
+    """
+    pairs = []
+    for one in replays:
+        if behaviour.name not in one.behaviours:
+            continue
+        estimate, told_of = first_order(contributions, one.chosen, one.facts.divisor)
+        if told_of == len(one.facts.ids):
+            pairs.append((estimate, mean_effect(one, behaviour, ids)))
+    return pairs
 
 
 def first_order_of_groups(

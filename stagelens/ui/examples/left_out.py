@@ -13,7 +13,6 @@ from streamlit.delta_generator import DeltaGenerator
 from stagelens.analyses.contributions.contribution_table import Stored
 from stagelens.analyses.contributions.horizon_table import sentence as how_far
 from stagelens.analyses.without_data.chosen import (
-    AT_RANDOM,
     DIVISORS,
     DRAWN,
     Chosen,
@@ -21,7 +20,7 @@ from stagelens.analyses.without_data.chosen import (
     one_line,
 )
 from stagelens.analyses.without_data.controls import against, control
-from stagelens.analyses.without_data.first_order import first_order
+from stagelens.analyses.without_data.first_order import against_replays, first_order
 from stagelens.analyses.without_data.sentences import (
     DECIDES,
     NO_PART,
@@ -36,8 +35,6 @@ from stagelens.analyses.without_data.sentences import (
 )
 from stagelens.analyses.without_data.stored import (
     WithoutData,
-    read_without_data,
-    stored_without_data,
     without_data_path,
 )
 from stagelens.contracts import StageLensError
@@ -47,7 +44,7 @@ from stagelens.runs.schema import digest
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.trust_marks import trust_badges
-from stagelens.ui.reading import training_loaders
+from stagelens.ui.reading import replay_loaders, training_loaders
 from stagelens.ui.server import settings
 from stagelens.wording.numbers import phrase
 from stagelens.wording.signs import gain_text, side
@@ -233,13 +230,7 @@ def stored(workspace: Workspace, chosen: Chosen, divisor: Divisor) -> WithoutDat
 
 def read(workspace: Workspace, path: Path) -> WithoutData | None:
     """A stored result, from memory where it was read before."""
-    return _read(str(path), path.stat().st_mtime_ns, workspace)
-
-
-@st.cache_resource(max_entries=32, show_spinner=False)
-def _read(path: str, stamp: int, _workspace: Workspace) -> WithoutData | None:
-    # The path says what was asked. A file that is written again is read again, by its stamp.
-    return read_without_data(_workspace.run, _workspace.examples, Path(path))
+    return replay_loaders.without_data(workspace.run, workspace.examples, path)
 
 
 def _told(
@@ -333,7 +324,11 @@ def _first_order_alone(
     workspace: Workspace, asked: Asked, what: LeftOut, chosen: Chosen, estimate: float
 ) -> None:
     # Replays of this very stage and behaviour say more than estimates, and these than benchmarks.
-    caution = held_against(_replayed(workspace, asked, what), asked.stage, asked.behaviour)
+    known = replay_loaders.replayed_choices(workspace.run, workspace.examples, asked.stage)
+    own = [one for one in known if one.facts.divisor == what.divisor]
+    ids = frozenset(asked.ids)
+    pairs = [] if what.found is None else against_replays(what.found, own, asked.behaviour, ids)
+    caution = held_against(pairs, asked.stage, asked.behaviour)
     if not caution and not what.aside:
         horizons = stored_horizons(workspace, asked)
         caution = OF_CHOSEN if horizons is None else how_far(horizons)
@@ -344,19 +339,3 @@ def _first_order_alone(
         f"{DIVISORS[what.divisor]}). {cautions}",
         muted=True,
     )
-
-
-def _replayed(workspace: Workspace, asked: Asked, what: LeftOut) -> list[tuple[float, float]]:
-    """To first order and by replay: all that was chosen of the stage and replayed before."""
-    pairs = []
-    for path, facts in stored_without_data(workspace.run, workspace.examples).items():
-        same = facts.stage == asked.stage and facts.divisor == what.divisor
-        if not same or facts.words.startswith(AT_RANDOM) or facts.trust.trust == "refused":
-            continue
-        one = read(workspace, path)
-        if one is None or what.found is None or asked.behaviour.name not in one.behaviours:
-            continue
-        estimate, told_of = first_order(what.found, one.chosen, what.divisor)
-        if told_of == len(one.facts.ids):
-            pairs.append((estimate, mean_effect(one, asked.behaviour, frozenset(asked.ids))))
-    return pairs

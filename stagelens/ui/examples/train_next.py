@@ -14,7 +14,6 @@ from stagelens.analyses.selection.outcomes import (
     PROOF,
     Outcome,
     Wanted,
-    load_outcome,
     outcome_path,
     stored_outcomes,
     usual_horizons,
@@ -27,6 +26,7 @@ from stagelens.runs.sets.evaluation_set import EvaluationSet
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, job_progress
 from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import replay_loaders
 from stagelens.ui.server import settings
 from stagelens.wording.numbers import phrase, value_text
 
@@ -284,15 +284,7 @@ def _offer(workspace: Workspace, asked: Asked, wanted: Wanted) -> None:
 
 
 def _stored(workspace: Workspace, examples: EvaluationSet, path: Path) -> Outcome | None:
-    if not path.is_file():
-        return None
-    return _load(str(path), path.stat().st_mtime_ns, workspace, examples)
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _load(path: str, stamp: int, _workspace: Workspace, _examples: EvaluationSet) -> Outcome | None:
-    # The path says what was asked. A file that is written again is read again, by its stamp.
-    return load_outcome(_workspace.run, _examples, Path(path))
+    return replay_loaders.outcome(workspace.run, examples, path)
 
 
 def _every(workspace: Workspace, examples: EvaluationSet, stage: str, own: Path) -> None:

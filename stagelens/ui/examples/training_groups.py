@@ -86,7 +86,7 @@ def groups_of_a_stage(
         components.text_block(
             f"None: the training examples of {asked.stage} do not differ in anything they could be "
             "grouped by (recorded columns, labels, lengths, uses). To add columns of your own, "
-            f"give a file with example_id and them: {shlex.join(command)} --columns FILE",
+            f"give the training data with them as a file: {shlex.join(command)} --columns FILE",
             muted=True,
         )
         return

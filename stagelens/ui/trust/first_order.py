@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import streamlit as st
 
 from stagelens.analyses.contributions.contribution_table import Question, Stored, load_contributions
-from stagelens.analyses.selection.outcomes import Outcome, load_outcome, stored_outcomes
+from stagelens.analyses.selection.outcomes import Outcome, stored_outcomes
 from stagelens.analyses.selection.sentences import chosen, verdict
 from stagelens.analyses.smoothness import sentences
 from stagelens.analyses.smoothness.smoothness import load_smoothness
-from stagelens.analyses.without_data.chosen import AT_RANDOM
-from stagelens.analyses.without_data.first_order import first_order
-from stagelens.analyses.without_data.sentences import held_against, mean_effect
-from stagelens.analyses.without_data.stored import (
-    WithoutData,
-    read_without_data,
-    stored_without_data,
-)
+from stagelens.analyses.without_data.first_order import against_replays
+from stagelens.analyses.without_data.sentences import held_against
 from stagelens.estimators.stage_trust import REPLAY
 from stagelens.ui.opening.workspace import Workspace
 from stagelens.ui.pieces import components, selection_bars, state
 from stagelens.ui.pieces.pinning import About
+from stagelens.ui.reading import replay_loaders
 from stagelens.wording.numbers import count_text, phrase
 
 
@@ -61,28 +54,15 @@ def _known_of(workspace: Workspace, stage: str) -> list[str]:
     check = load_smoothness(workspace.run, stage, workspace.examples)
     if check is not None and (check.table["behaviour"] == kind.name).any():
         said.append(sentences.verdict(check, kind))
-    own = [
-        found
-        for path, facts in stored_without_data(workspace.run, workspace.examples).items()
-        if facts.stage == stage
-        and facts.trust.trust != "refused"
-        and not facts.words.startswith(AT_RANDOM)
-        and (found := _read(str(path), path.stat().st_mtime_ns, workspace)) is not None
-        and kind.name in found.behaviours
-    ]
+    replays = replay_loaders.replayed_choices(workspace.run, workspace.examples, stage)
+    own = [one for one in replays if kind.name in one.behaviours]
     if not own:
         return said
     said.append(
         f"{count_text(len(own), 'choice')} of its training examples left out by replay (Overview)."
     )
     known = _contributions(workspace, stage)
-    if known is None:
-        return said
-    pairs = []
-    for one in own:
-        estimate, told_of = first_order(known, one.chosen, one.facts.divisor)
-        if told_of == len(one.facts.ids):
-            pairs.append((estimate, mean_effect(one, kind)))
+    pairs = [] if known is None else against_replays(known, own, kind)
     if held := held_against(pairs, stage, kind):
         said.append(held)
     return said
@@ -102,7 +82,7 @@ def _contributions(workspace: Workspace, stage: str) -> Stored | None:
 def _chosen_of(workspace: Workspace, stage: str) -> Outcome | None:
     """The latest choice of the stage's examples that was proved by replay."""
     for path in stored_outcomes(workspace.run, workspace.examples, stage):
-        found = _outcome(str(path), path.stat().st_mtime_ns, workspace)
+        found = replay_loaders.outcome(workspace.run, workspace.examples, path)
         if found is not None and found.proof is not None:
             return found
     return None
@@ -118,14 +98,3 @@ def _bars(stage: str, outcome: Outcome) -> None:
         trust=(),
     )
     selection_bars.shown(outcome, f"trust-chosen-{stage}", about)
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _outcome(path: str, stamp: int, _workspace: Workspace) -> Outcome | None:
-    return load_outcome(_workspace.run, _workspace.examples, Path(path))
-
-
-@st.cache_resource(max_entries=32, show_spinner=False)
-def _read(path: str, stamp: int, _workspace: Workspace) -> WithoutData | None:
-    # The path says what was asked. A file that is written again is read again, by its stamp.
-    return read_without_data(_workspace.run, _workspace.examples, Path(path))
